@@ -1,0 +1,229 @@
+"""The command line: ``clapforget run | report | list | pretrain``.
+
+A user's mistake ends with one line on standard error and exit code 2; nothing is overwritten.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+import yaml
+
+from clapforget import __version__
+from clapforget.errors import UserError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Continual learning and unlearning on CLIP, with uncertainty that can be trusted.",
+)  # fmt: skip
+
+Data = Annotated[Path | None, typer.Option(help="Folder with train/ and test/ class folders.")]
+Seed = Annotated[int, typer.Option(help="Of class order, training and everything random.")]
+
+
+def say(line: str = "") -> None:
+    """Print a line at once, beside any progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(line)
+    sys.stdout.flush()
+
+
+@app.command()
+def run(
+    scenario: Annotated[
+        str, typer.Argument(help="A built-in scenario; see 'clapforget list'.")
+    ] = "lab",
+    strategy: Annotated[str, typer.Option(help="How the stream is lived through.")] = "clapforget",
+    forgetter: Annotated[str, typer.Option(help="NAME or NAME:PRESET.")] = "cliperase",
+    model: Annotated[
+        str | None, typer.Option(help="Model name, hf-hub: id or weights file.")
+    ] = None,
+    pretrained: Annotated[str | None, typer.Option(help="open_clip tag or weights file.")] = None,
+    data: Data = None,
+    seed: Seed = 0,
+    sequence: Annotated[
+        str | None, typer.Option(help='Requests, such as "L0-9 F3 L10-19".')
+    ] = None,
+    class_order: Annotated[
+        str | None, typer.Option(help="Canonical class ids, comma-separated.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="GROUP.NAME=VALUE, repeatable.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; default runs/SCENARIO-SEED.")
+    ] = None,
+    twin: Annotated[
+        bool, typer.Option("--twin", help="Also live through it without the forgotten data.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")] = "cpu",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a run in the folder.")
+    ] = False,
+) -> None:
+    """Live through a stream of requests to learn and to forget, and write a report."""
+    from clapforget.run import RunRequest, run_scenario
+
+    request = RunRequest(
+        scenario=scenario, strategy=strategy, forgetter=forgetter, model=model, pretrained=pretrained,
+        data=None if data is None else str(data), seed=seed, sequence=sequence,
+        class_order=_order(class_order), settings=_settings(settings or []), twin=twin, device=device,
+    )  # fmt: skip
+    run_scenario(request, out, resume, overwrite, say)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run's folder.")], data: Data = None
+) -> None:
+    """Write a run's report.html again, with pictures where the data can be found."""
+    from clapforget.run import write_report
+
+    say(f"report: {write_report(folder, None if data is None else str(data))}")
+
+
+@app.command("list")
+def list_parts() -> None:
+    """Show what can be named on the command line."""
+    from clapforget.clip import BUILT_IN
+    from clapforget.scenarios import SCENARIOS
+    from clapforget.strategies.registry import STRATEGIES
+    from clapforget.strategies.selection import SELECTORS
+    from clapforget.unlearn import FORGETTERS
+
+    say("scenarios")
+    for name in SCENARIOS.names():
+        say(f"  {name:14} {SCENARIOS.get(name).description}")
+    say("forgetters")
+    for name in FORGETTERS.names():
+        cls = FORGETTERS.get(name)
+        presets = ", ".join(p for p in cls.presets if p != "default")
+        summary = (sys.modules[cls.__module__].__doc__ or "").splitlines()[0]
+        say(f"  {name:14} {summary}" + (f" Presets: {presets}." if presets else ""))
+    say(f"strategies\n  {', '.join(STRATEGIES.names())}")
+    say(f"exemplar scores (--set memory.score=NAME)\n  {', '.join(SELECTORS.names())}")
+    say(
+        f"models\n  built in: {', '.join(BUILT_IN)}; any model of open_clip with --pretrained; hf-hub:ID; a file"
+    )
+
+
+@app.command()
+def pretrain(
+    source: Annotated[str, typer.Argument(help="lab, cifar100, or folder.")],
+    out: Annotated[Path, typer.Option(help="Weights file to write, NAME.safetensors.")],
+    model: Annotated[
+        str | None, typer.Option(help="Architecture; default: the source's own tiny one.")
+    ] = None,
+    data: Data = None,
+    exclude: Annotated[
+        str, typer.Option(help="Class names to leave out, comma-separated: makes a twin.")
+    ] = "",
+    epochs: Annotated[int, typer.Option(min=1)] = 10,
+    batch_size: Annotated[int, typer.Option(min=2)] = 256,
+    lr: Annotated[float, typer.Option(min=0)] = 3e-3,
+    weight_decay: Annotated[float, typer.Option(min=0)] = 0.1,
+    label_smoothing: Annotated[float, typer.Option(min=0, max=0.99)] = 0.0,
+    seed: Seed = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda …")] = "cpu",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing file.")
+    ] = False,
+) -> None:
+    """Train a small CLIP from nothing; interrupted, the same command goes on where it was."""
+    from clapforget.pretrain import PretrainSettings
+    from clapforget.pretrain import pretrain as train
+    from clapforget.run import check_device, pretrain_source
+
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} exists already", "choose another --out, or add --overwrite")
+    check_device(device)
+    names = [name.strip() for name in exclude.split(",") if name.strip()]
+    architecture, images = pretrain_source(source, data, names)
+    settings = PretrainSettings(epochs, batch_size, lr, weight_decay, label_smoothing, seed)
+    command = " ".join(["clapforget", *sys.argv[1:]])
+    card = train(model or architecture, images, settings, out, command, device=device)
+    say(f"{out}: zero-shot {card.zero_shot_known:.1%} on the classes it learned, "
+        f"{card.zero_shot_other:.1%} on the others, {card.seconds:.0f} s")  # fmt: skip
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        say(f"clapforget {__version__}")
+        raise typer.Exit()
+
+
+def _settings(pairs: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise UserError(
+                f"--set {pair!r} is no GROUP.NAME=VALUE", "write for example training.epochs=3"
+            )
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {pair!r} has no readable value", "quote texts") from error
+        values[key] = _number(value)
+    return values
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as text."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _order(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(
+            f"--class-order {text[:40]!r} holds no whole numbers", "write 3,0,2,1"
+        ) from error
+
+
+def main() -> None:
+    """Entry point: readable errors, exit code 2 for the user's mistakes."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore")
+    try:
+        code = app(standalone_mode=False)
+    except UserError as error:
+        _fail(str(error))
+    except click.ClickException as error:
+        _fail(f"{error.format_message()}; see 'clapforget --help'")
+    except (KeyboardInterrupt, click.Abort):
+        sys.stderr.write("\nclapforget: interrupted; the same command with --resume goes on\n")
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> None:
+    sys.stderr.write(f"clapforget: error: {' '.join(message.split())}\n")
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

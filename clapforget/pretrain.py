@@ -1,0 +1,367 @@
+"""Train a small CLIP from nothing: the built-in weights, and the twins that never saw a class.
+
+The loss is CLIP's symmetric contrastive one with soft positives: captions of a batch that say the
+same thing (equal captions in the lab, same class in a folder of class folders) share the target.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from clapforget import lab
+from clapforget.clip import Clip, build_clip, load_clip
+from clapforget.errors import UserError
+
+__all__ = [
+    "Card",
+    "FolderSource",
+    "LabSource",
+    "PretrainSettings",
+    "Source",
+    "pretrain",
+    "save_clip",
+]
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """How a small CLIP is trained. AdamW with a one-cycle learning rate."""
+
+    epochs: int = 9
+    batch_size: int = 256
+    lr: float = 3e-3
+    weight_decay: float = 0.1
+    label_smoothing: float = 0.0
+    seed: int = 0
+
+
+@dataclass
+class Card:
+    """The model card that lies beside the weights."""
+
+    architecture: str
+    data: str
+    classes: list[str]
+    excluded: list[str]
+    settings: dict[str, Any]
+    images: int
+    seconds: float = 0.0
+    command: str = ""
+    zero_shot_known: float = 0.0
+    zero_shot_other: float = 0.0
+    zero_shot_by_class: dict[str, float] = field(default_factory=dict)
+    retrieval: dict[str, float] = field(default_factory=dict)
+
+
+class Source(ABC):
+    """Where training batches come from, and what the finished model is tested on."""
+
+    data: str
+    names: tuple[str, ...]
+    templates: tuple[str, ...]
+    classes: tuple[int, ...]
+    excluded: tuple[int, ...]
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of training images."""
+
+    @abstractmethod
+    def batch(
+        self, rows: Tensor, epoch: int, rng: torch.Generator
+    ) -> tuple[Tensor, list[str], Tensor]:
+        """Images [n, 3, h, w], captions, and group ids [n]: equal ids are each other's positives."""
+
+    @abstractmethod
+    def test_images(self) -> tuple[Tensor, Tensor]:
+        """Images uint8 [n, 3, h, w] of every class and their labels [n]."""
+
+    def retrieval_pairs(self) -> tuple[Tensor, list[str]] | None:
+        """Images and distinct captions for retrieval, where captions are richer than names."""
+        return None
+
+
+class LabSource(Source):
+    """The lab: images of the known classes, captions in varying wordings."""
+
+    templates = lab.TEMPLATES
+
+    def __init__(self, excluded: Sequence[int] = (), per_class: int = 670, seed: int = 0) -> None:
+        """:param excluded: known classes to leave out (canonical ids): the way to make a twin.
+        :param per_class: images a class. :param seed: world seed of the images.
+        """
+        self.data = "lab"
+        self.names = lab.class_names()
+        self.excluded = tuple(sorted(excluded))
+        self.classes = tuple(c for c in lab.known_classes() if c not in self.excluded)
+        index = np.arange(per_class * lab.NUM_CLASSES)
+        self.index = index[np.isin(index % lab.NUM_CLASSES, self.classes)]
+        self.seed = seed
+        self.images = lab.draw("pretrain", self.index, seed)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def batch(
+        self, rows: Tensor, epoch: int, rng: torch.Generator
+    ) -> tuple[Tensor, list[str], Tensor]:
+        texts = lab.captions("pretrain", self.index[rows.numpy()], self.seed, variant=epoch)
+        group = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        return self.images[rows], texts, torch.tensor([group[text] for text in texts])
+
+    def test_images(self) -> tuple[Tensor, Tensor]:
+        index = np.arange(50 * lab.NUM_CLASSES)
+        return lab.draw("test", index, self.seed), torch.from_numpy(index % lab.NUM_CLASSES)
+
+    def retrieval_pairs(self) -> tuple[Tensor, list[str]]:
+        index = np.arange(50 * lab.NUM_CLASSES)
+        index = index[np.isin(index % lab.NUM_CLASSES, self.classes)]
+        texts = lab.captions("test", index, self.seed)
+        first = {text: i for i, text in reversed(list(enumerate(texts)))}
+        rows = np.array(sorted(first.values()))[:1000]
+        return lab.draw("test", index[rows], self.seed), [texts[row] for row in rows]
+
+
+class FolderSource(Source):
+    """Images with class labels; a caption is the class name in a random template."""
+
+    def __init__(
+        self,
+        data: str,
+        train: tuple[Tensor, Tensor],
+        test: tuple[Tensor, Tensor],
+        names: Sequence[str],
+        templates: Sequence[str],
+        classes: Sequence[int],
+        excluded: Sequence[int] = (),
+        flip: bool = True,
+    ) -> None:
+        """:param train: images uint8 [n, 3, h, w] and labels [n]. :param test: the same.
+        :param names: of all classes. :param classes: labels to train on, before ``excluded``.
+        """
+        self.data = data
+        self.names, self.templates = tuple(names), tuple(templates)
+        self.excluded = tuple(sorted(excluded))
+        self.classes = tuple(c for c in classes if c not in self.excluded)
+        keep = torch.isin(train[1], torch.tensor(self.classes))
+        self.images, self.labels = train[0][keep], train[1][keep]
+        self.test = test
+        self.flip = flip
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(
+        self, rows: Tensor, epoch: int, rng: torch.Generator
+    ) -> tuple[Tensor, list[str], Tensor]:
+        labels = self.labels[rows]
+        wording = torch.randint(len(self.templates), (len(rows),), generator=rng)
+        texts = [
+            self.templates[w].format(self.names[c])
+            for w, c in zip(wording.tolist(), labels.tolist())
+        ]
+        return _augment(self.images[rows], self.flip, rng), texts, labels
+
+    def test_images(self) -> tuple[Tensor, Tensor]:
+        return self.test
+
+
+def _augment(images: Tensor, flip: bool, rng: torch.Generator, pad: int = 4) -> Tensor:
+    """Random shift by up to ``pad`` pixels, mirror, brightness, contrast, and one grey square."""
+    n, _, height, width = images.shape
+    x = F.pad(images.float() / 255, (pad,) * 4, mode="reflect")
+    dy, dx = torch.randint(0, 2 * pad + 1, (2, n, 1), generator=rng)
+    rows, columns = dy + torch.arange(height), dx + torch.arange(width)
+    if flip:
+        mirrored = torch.rand(n, 1, generator=rng) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    x = x[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(
+        0, 3, 1, 2
+    )
+    gain, shift = torch.rand(2, n, 1, 1, 1, generator=rng)
+    mean = x.mean((1, 2, 3), keepdim=True)
+    x = (x - mean) * (0.7 + 0.6 * gain) + mean * (0.7 + 0.6 * shift)
+    side = height // 4
+    top = torch.randint(-side // 2, height - side // 2, (n, 1), generator=rng)
+    left = torch.randint(-side // 2, width - side // 2, (n, 1), generator=rng)
+    down, across = torch.arange(height)[None] - top, torch.arange(width)[None] - left
+    hidden = ((down >= 0) & (down < side))[:, :, None] & ((across >= 0) & (across < side))[
+        :, None, :
+    ]
+    return x.clamp(0, 1).masked_fill(hidden[:, None], 0.5)
+
+
+def soft_contrastive_loss(logits: Tensor, group: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Symmetric CLIP loss with multi-positive targets ``P_ij ∝ 1[group_i = group_j]``.
+
+    :param logits: image-to-text similarities times scale, [n, n]. :param group: [n].
+    """
+    target = (group[:, None] == group[None, :]).to(logits.dtype)
+    target = target / target.sum(1, keepdim=True)
+    return (
+        F.cross_entropy(logits, target, label_smoothing=smoothing)
+        + F.cross_entropy(logits.T, target, label_smoothing=smoothing)
+    ) / 2
+
+
+def pretrain(
+    architecture: str,
+    source: Source,
+    settings: PretrainSettings,
+    out: Path,
+    command: str = "",
+    progress: bool = True,
+    device: str = "cpu",
+) -> Card:
+    """Train, save half-precision weights at ``out`` and a model card beside them.
+
+    An interrupted training goes on from the last finished epoch: its state lies beside ``out``
+    as ``<name>.partial`` until the end.
+
+    :param out: a path that ends in ``.safetensors``. :returns: the card.
+    :raises UserError: if ``out`` has another ending, or a partial state is of another training.
+    """
+    if out.suffix != ".safetensors":
+        raise UserError(f"--out {out} must end in .safetensors", "give such a file name")
+    began = time.monotonic()
+    clip = build_clip(architecture, seed=settings.seed, device=device).trainable_copy()
+    model = clip.model.to(memory_format=torch.channels_last)
+    steps = len(source) // settings.batch_size
+    if steps == 0:
+        raise UserError(
+            f"{len(source)} training images are fewer than one batch of {settings.batch_size}",
+            "use a smaller --batch-size or more images",
+        )
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+        lr=settings.lr, betas=(0.9, 0.98),
+    )  # fmt: skip
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, settings.lr, total_steps=steps * settings.epochs, pct_start=0.15
+    )
+    card = Card(
+        architecture=architecture, data=source.data, images=len(source), command=command,
+        classes=[source.names[c] for c in source.classes],
+        excluded=[source.names[c] for c in source.excluded], settings=asdict(settings),
+    )  # fmt: skip
+    partial = out.with_suffix(".partial")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    first, spent = _resume(partial, card, clip, optimizer, schedule)
+    with tqdm(total=steps * settings.epochs, initial=first * steps, disable=not progress,
+              desc=f"pretrain {architecture}", unit="step") as bar:  # fmt: skip
+        for epoch in range(first, settings.epochs):
+            rng = torch.Generator().manual_seed(settings.seed * 100_003 + epoch)
+            order = torch.randperm(len(source), generator=rng)[: steps * settings.batch_size]
+            for rows in order.split(settings.batch_size):
+                model.train()
+                images, texts, group = source.batch(rows, epoch, rng)
+                distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+                text = clip.encode_text(list(distinct))[[distinct[t] for t in texts]]
+                logits = clip.scale * clip.encode_image(images.to(clip.device)) @ text.T
+                loss = soft_contrastive_loss(
+                    logits, group.to(clip.device), settings.label_smoothing
+                )
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                with torch.no_grad():
+                    clip.model.logit_scale.clamp_(0, float(np.log(100)))  # type: ignore[operator,union-attr]
+                bar.set_postfix(epoch=epoch + 1, loss=f"{loss.item():.3f}")
+                bar.update()
+            spent_now = spent + time.monotonic() - began
+            _save_partial(partial, card, epoch + 1, spent_now, clip, optimizer, schedule)
+    card.seconds = round(spent + time.monotonic() - began, 1)
+    save_clip(clip, out, {"data": source.data, "seed": str(settings.seed)})
+    _test(load_clip(str(out), device=device), source, card)
+    out.with_suffix(".json").write_text(json.dumps(asdict(card), indent=1) + "\n")
+    partial.unlink(missing_ok=True)
+    return card
+
+
+def save_clip(
+    clip: Clip, path: Path, metadata: dict[str, str] | None = None, half: bool = True
+) -> None:
+    """Write the weights as safetensors, floats in half precision unless told otherwise."""
+    state = {}
+    for name, value in clip.model.state_dict().items():
+        value = value.detach().cpu()
+        state[name] = (value.half() if half and value.is_floating_point() else value).contiguous()
+    save_file(state, path, metadata={"architecture": clip.name, **(metadata or {})})
+
+
+@torch.no_grad()
+def _test(clip: Clip, source: Source, card: Card) -> None:
+    """Zero-shot accuracy among all names, and retrieval on distinct captions where there are any."""
+    images, labels = source.test_images()
+    features = clip.encode_image(images)
+    right = (features @ clip.class_features(source.names, source.templates).T).argmax(
+        1
+    ).cpu() == labels
+    by_class = {c: float(right[labels == c].float().mean()) for c in sorted(set(labels.tolist()))}
+    trained = set(source.classes)
+    card.zero_shot_by_class = {source.names[c]: round(a, 4) for c, a in by_class.items()}
+    known = [a for c, a in by_class.items() if c in trained]
+    other = [a for c, a in by_class.items() if c not in trained]
+    card.zero_shot_known = round(float(np.mean(known)), 4) if known else 0.0
+    card.zero_shot_other = round(float(np.mean(other)), 4) if other else 0.0
+    pairs = source.retrieval_pairs()
+    if pairs is not None:
+        similarity = clip.encode_image(pairs[0]) @ clip.encode_text(pairs[1]).T
+        truth = torch.arange(len(similarity), device=similarity.device)
+        card.retrieval = {
+            "pairs": len(similarity),
+            "image_to_text_r1": round(float((similarity.argmax(1) == truth).float().mean()), 4),
+            "text_to_image_r1": round(float((similarity.argmax(0) == truth).float().mean()), 4),
+        }
+
+
+def _save_partial(path: Path, card: Card, epoch: int, spent: float, clip: Clip,
+                  optimizer: torch.optim.Optimizer, schedule: Any) -> None:  # fmt: skip
+    state = {
+        "training": json.dumps([card.data, card.classes, card.settings, card.images]), "epoch": epoch,
+        "spent": spent, "model": clip.model.state_dict(), "optimizer": optimizer.state_dict(),
+        "schedule": {k: v for k, v in schedule.state_dict().items() if isinstance(v, (int, float))},
+    }  # fmt: skip
+    temporary = path.with_suffix(".writing")
+    torch.save(state, temporary)
+    temporary.replace(path)
+
+
+def _resume(path: Path, card: Card, clip: Clip, optimizer: torch.optim.Optimizer,
+            schedule: Any) -> tuple[int, float]:  # fmt: skip
+    if not path.exists():
+        return 0, 0.0
+    try:
+        state = torch.load(path, weights_only=True)
+        same = state["training"] == json.dumps(
+            [card.data, card.classes, card.settings, card.images]
+        )
+    except Exception as error:  # torch raises many types for a damaged file
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__})", "delete it to begin anew"
+        ) from error
+    if not same:
+        raise UserError(
+            f"{path} is the unfinished state of another training",
+            "delete it, or choose another --out",
+        )
+    clip.model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict({**schedule.state_dict(), **state["schedule"]})
+    return state["epoch"], state["spent"]

@@ -1,0 +1,297 @@
+"""Build the page: gather what each section shows, fill the template, write the file."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from clapforget.errors import UserError
+from clapforget.report import plots, tables, words
+from clapforget.report.load import (
+    Event,
+    Request,
+    Run,
+    items,
+    labels,
+    load_run,
+    mapping,
+    number,
+    quantiles,
+)
+from clapforget.report.load import text as string
+
+__all__ = ["build_report"]
+
+_FILE = "report.html"
+
+
+def build_report(
+    folder: Path,
+    pictures: Mapping[int, np.ndarray] | None = None,
+    neighbours: Mapping[int, Sequence[int]] | None = None,
+) -> Path:
+    """Write ``report.html`` into the folder of a run and return its path.
+
+    :param folder: what ``clapforget run --out`` wrote.
+    :param pictures: by label, a few test images, uint8 [n, h, w, 3], of the forgotten classes and
+        of their neighbours. None: the page says that there are none without the data.
+    :param neighbours: by forgotten label, the labels that resemble it, most alike first.
+    :raises UserError: if the folder holds no run, or a damaged one, or cannot be written.
+    """
+    folder = Path(folder)
+    run = load_run(folder)
+    page = _render(run, pictures, neighbours)
+    target, part = folder / _FILE, folder / f".{_FILE}.{os.getpid()}.part"
+    try:
+        part.write_text(page, encoding="utf-8", errors="replace")
+        part.replace(target)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error}", "make the folder writable") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+def _render(
+    run: Run,
+    pictures: Mapping[int, np.ndarray] | None,
+    neighbours: Mapping[int, Sequence[int]] | None,
+) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    shown = [_request(run, request, pictures, neighbours) for request in run.requests]
+    return environment.get_template(_FILE).render(
+        dash=words.DASH,
+        title=string(run.config.get("scenario"), words.DASH),
+        facts=_facts(run),
+        notes=run.notes,
+        reading=_reading(run),
+        requests=shown,
+        cards=_cards(run),
+        numbers=tables.final_numbers(run),
+        twin=bool(mapping(run.summary.get("twin"))),
+        chips=[_chip(run, i, event) for i, event in enumerate(run.events)],
+        matrix=tables.accuracy_matrix(run),
+        lines=_lines(run),
+        calibration=_calibration(run),
+        configuration=_configuration(run),
+        glossary=words.GLOSSARY,
+        verdicts=words.VERDICTS,
+    )
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    keys = ("sequence", "strategy", "forgetter", "model", "pretrained", "data", "seed")
+    facts = [(key, string(run.config.get(key), words.DASH) or words.DASH) for key in keys]
+    return [*facts, ("took", words.seconds(_final(run, "seconds")))]
+
+
+def _final(run: Run, key: str) -> float | None:
+    """A number of the end: from the summary, or of the last experience of an unfinished run."""
+    if run.summary or not run.events:
+        return number(run.summary.get(key))
+    if key == "seconds":
+        return sum(event.seconds or 0.0 for event in run.events)
+    return run.events[-1].metrics.get(key)
+
+
+def _start(run: Run, key: str) -> float | None:
+    return number(mapping(run.summary.get("before")).get(key))
+
+
+def _just_before(run: Run) -> float | None:
+    """The strategy's accuracy on the forgotten classes one experience before their requests."""
+    values = [
+        tables.mean_accuracy(run.events[request.position - 1].strategy, request.classes)[0]
+        for request in run.requests
+        if request.position
+    ]
+    found = [value for value in values if value is not None]
+    return sum(found) / len(found) if found else None
+
+
+def _cards(run: Run) -> list[dict[str, str]]:
+    beside = {
+        "retain_accuracy": ("zero-shot before", _start(run, "zero_shot_retain_accuracy")),
+        "forget_accuracy": ("just before the requests", _just_before(run)),
+        "zero_shot_retain_accuracy": ("before", _start(run, "zero_shot_retain_accuracy")),
+        "bystander_accuracy": ("before", _start(run, "bystander_accuracy")),
+    }
+    cards = []
+    for key, (title, what) in words.CARDS.items():
+        value = _final(run, key)
+        card = {"key": key, "title": title, "what": what, "label": "", "before": ""}
+        if key in beside:
+            label, before = beside[key]
+            card |= {"value": words.percent(value), "label": label}
+            card["before"] = words.percent(before)
+        else:
+            card["value"] = words.points(value)
+        cards.append(card)
+    return cards
+
+
+def _reading(run: Run) -> str:
+    """One sentence for somebody who reads no further."""
+    parts = []
+    if run.requests:
+        counts = Counter(request.verdict or "without a verdict" for request in run.requests)
+        done = counts.pop("forgotten", 0)
+        total = len(run.requests)
+        said = [f"{done} of {total} request{'s' * (total != 1)} forgotten"]
+        parts.append(", ".join([*said, *(f"{n} {verdict}" for verdict, n in counts.items())]))
+    else:
+        parts.append("nothing was to be forgotten")
+    end, start = _final(run, "retain_accuracy"), _start(run, "zero_shot_retain_accuracy")
+    if end is not None and start is not None:
+        parts.append(
+            f"retained classes went from {words.percent(start)} zero-shot to {words.percent(end)}"
+        )
+    elif end is not None:
+        parts.append(f"retained classes are at {words.percent(end)}")
+    end, start = _final(run, "bystander_accuracy"), _start(run, "bystander_accuracy")
+    if end is not None and start is not None:
+        parts.append(f"bystanders {words.percent(start)} → {words.percent(end)}")
+    sentence = "; ".join(parts)
+    return sentence[0].upper() + sentence[1:] + "."
+
+
+def _chip(run: Run, position: int, event: Event) -> dict[str, Any]:
+    names = event.names or [run.name(c) for c in event.classes]
+    request = next((r for r in run.requests if r.position == position), None)
+    rest = len(names) - 2
+    return {
+        "number": position + 1,
+        "kind": "forget" if event.kind == "forget" else "learn",
+        "word": event.kind,
+        "text": event.text,
+        "names": ", ".join(names),
+        "some": ", ".join(names[:2]) + (f" +{rest}" if rest > 0 else ""),
+        "seconds": words.seconds(event.seconds),
+        "badge": words.badge(request.verdict) if request else None,
+        "link": f"#request-{request.index + 1}" if request else None,
+    }
+
+
+def _lines(run: Run) -> Markup | None:
+    """Accuracies over the stream; the first point is before it, where the run knows it."""
+    series: dict[str, list[float | None]] = {}
+    for key in plots.SERIES:
+        values = [_start(run, key), *(event.metrics.get(key) for event in run.events)]
+        if any(value is not None for value in values):
+            series[key] = values
+    if not series:
+        return None
+    ticks = [event.text if len(event.text) < 15 else event.text[:13] + "…" for event in run.events]
+    forgets = [i for i, event in enumerate(run.events) if event.kind == "forget"]
+    if all(values[0] is None for values in series.values()):
+        return Markup(plots.lines(ticks, {k: v[1:] for k, v in series.items()}, forgets))
+    return Markup(plots.lines(["start", *ticks], series, [i + 1 for i in forgets]))
+
+
+def _calibration(run: Run) -> dict[str, Any]:
+    values = [event.metrics.get("ece") for event in run.events]
+    forgets = [i for i, event in enumerate(run.events) if event.kind == "forget"]
+    drawn = None
+    if sum(value is not None for value in values) > 1:
+        title = "Expected calibration error after each experience"
+        drawn = Markup(plots.curve(values, title, percent=True, marks=forgets))
+    return {"value": words.percent(_final(run, "ece")), "plot": drawn}
+
+
+def _scores(certificate: Mapping[str, Any], index: int) -> list[dict[str, Any]]:
+    rows = []
+    for name, entry in mapping(certificate.get("scores")).items():
+        before = quantiles(mapping(entry).get("before"))
+        after = quantiles(mapping(entry).get("after"))
+        title, what = words.SCORES.get(name, (name.replace("_", " ").capitalize(), ""))
+        if before or after:
+            label = f"Request {index + 1}: {name} before and after"
+            rows.append({"title": title, "what": what,
+                         "plot": Markup(plots.strips(before, after, label))})  # fmt: skip
+    return rows
+
+
+def _losses(event: Event | None, index: int) -> list[dict[str, Any]]:
+    rows = []
+    for term, values in mapping(event.forget.get("losses") if event else None).items():
+        numbers = [number(x) for x in items(values)]
+        known = [x for x in numbers if x is not None]
+        if known:
+            label = f"Request {index + 1}: loss {term} over steps"
+            rows.append({
+                "term": term.replace("_", " "),
+                "first": words.amount(known[0]),
+                "last": words.amount(known[-1]),
+                "plot": Markup(plots.curve(numbers, label, colour="forget")),
+            })  # fmt: skip
+    return rows
+
+
+def _request(
+    run: Run,
+    request: Request,
+    pictures: Mapping[int, np.ndarray] | None,
+    neighbours: Mapping[int, Sequence[int]] | None,
+) -> dict[str, Any]:
+    certificate = request.certificate
+    event = run.events[request.position] if request.position is not None else None
+    forget = event.forget if event else {}
+    rows, more = tables.picture_rows(run, request, pictures or {}, neighbours)
+    data = mapping(certificate.get("forget_data"))
+    count = number(data.get("count"))
+    return {
+        "number": request.index + 1,
+        "text": request.text,
+        "names": request.names or [run.name(c) for c in request.classes],
+        "badge": words.badge(request.verdict),
+        "file": request.file,
+        "plain": string(certificate.get("text")),
+        "said": [
+            (title, string(certificate.get(key), words.DASH) or words.DASH)
+            for key, title in (("rule", "Rule"), ("weakest", "Weakest point"), ("claim", "Claim"))
+        ],
+        "not_tested": [string(x) for x in items(certificate.get("not_tested"))],
+        "evidence": tables.evidence_groups(certificate),
+        "scores": _scores(certificate, request.index),
+        "forgetter": string(forget.get("forgetter"), words.DASH),
+        "steps": "" if (n := number(forget.get("steps"))) is None else f"{n:.0f}",
+        "seconds": words.seconds(number(forget.get("seconds"))),
+        "towers": ", ".join(string(x) for x in items(forget.get("towers"))) or words.DASH,
+        "losses": _losses(event, request.index),
+        "has_pictures": pictures is not None,
+        "pictures": rows,
+        "more_pictures": more,
+        "weights": tables.fingerprints(certificate),
+        "model": list(tables.flat(mapping(certificate.get("model")))),
+        "data_count": words.DASH if count is None else f"{count:.0f}",
+        "data_sha": string(data.get("sha256"), words.DASH) or words.DASH,
+    }
+
+
+def _configuration(run: Run) -> dict[str, Any]:
+    config = run.config
+    groups = {"settings", "versions", "class_order", "class_names", "known", "unseen", "command"}
+    general = {key: value for key, value in config.items() if key not in groups}
+    known = config.get("known")
+    return {
+        "command": string(config.get("command")),
+        "general": list(tables.flat(general)),
+        "settings": list(tables.flat(mapping(config.get("settings")))),
+        "versions": list(tables.flat(mapping(config.get("versions")))),
+        "order": [(label, run.name(label)) for label in labels(config.get("class_order"))],
+        "known": words.DASH if known is None else tables.ranges(labels(known)),
+        "unseen": tables.ranges(labels(config.get("unseen"))),
+    }

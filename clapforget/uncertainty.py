@@ -1,0 +1,63 @@
+"""What a posterior predictive says about its own doubt, in nats.
+
+``probs`` are samples of the predictive, [M, B, C]: M draws from the posterior, each a distribution
+over C classes for B inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "SCORES",
+    "energy",
+    "entropy",
+    "expected_entropy",
+    "mutual_information",
+    "predictive_entropy",
+    "variance",
+]
+
+
+def entropy(probs: Tensor) -> Tensor:
+    """Shannon entropy over the last dimension, with 0 log 0 = 0."""
+    return torch.special.entr(probs).sum(-1)
+
+
+def predictive_entropy(probs: Tensor) -> Tensor:
+    """Total uncertainty: entropy of the mean prediction. [M, B, C] to [B]."""
+    return entropy(probs.mean(0))
+
+
+def expected_entropy(probs: Tensor) -> Tensor:
+    """Aleatoric part: mean entropy of the samples. [M, B, C] to [B]."""
+    return entropy(probs).mean(0)
+
+
+def mutual_information(probs: Tensor) -> Tensor:
+    """Epistemic part (BALD): predictive minus expected entropy, never below 0. [M, B, C] to [B]."""
+    return (predictive_entropy(probs) - expected_entropy(probs)).clamp_min(0)
+
+
+def variance(probs: Tensor) -> Tensor:
+    """Variance of the class probabilities over samples, summed over classes. [M, B, C] to [B]."""
+    return probs.var(0, unbiased=False).sum(-1)
+
+
+def energy(mean_logits: Tensor) -> Tensor:
+    """Negative free energy ``logsumexp`` of the mean logits (Liu et al. 2020), temperature 1.
+    Higher means more like what was learned. [B, C] to [B].
+    """
+    return mean_logits.logsumexp(-1)
+
+
+SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "entropy": predictive_entropy,
+    "expected_entropy": expected_entropy,
+    "mutual_information": mutual_information,
+    "variance": variance,
+}
+"""Scores of predictive samples by name; each maps [M, B, C] to [B], higher is more uncertain."""

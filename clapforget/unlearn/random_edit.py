@@ -1,0 +1,42 @@
+"""Control: noise of a given size on the weights. Large, its verdict must be ``damaged``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+
+from clapforget.clip import Clip
+from clapforget.unlearn.base import FORGETTERS, ForgetTask, Forgetter, Unlearned, generator_for
+
+__all__ = ["RandomEdit", "RandomEditSettings"]
+
+
+@dataclass(frozen=True)
+class RandomEditSettings:
+    """How much, and where."""
+
+    relative: float = 1.0
+    """Length of each tensor's change relative to the tensor's."""
+    train: Literal["all", "image", "text"] = "all"
+
+
+@FORGETTERS.register("random-edit")
+class RandomEdit(Forgetter):
+    """Adds to every tensor a random direction of the same relative length."""
+
+    Settings = RandomEditSettings
+    settings: RandomEditSettings
+
+    @torch.no_grad()
+    def unlearn(self, clip: Clip, task: ForgetTask) -> Unlearned:
+        s = self.settings
+        rng = generator_for(task.seed, 2)
+        changed = clip.trainable_copy([])
+        names = set(clip.parameter_names(None if s.train == "all" else s.train))
+        for name, parameter in changed.model.named_parameters():
+            if name in names and parameter.ndim:
+                noise = torch.randn(parameter.shape, generator=rng).to(parameter)
+                parameter += noise * (s.relative * parameter.norm() / noise.norm().clamp_min(1e-12))
+        return Unlearned(changed, 1, {}, {"settings": asdict(s)})

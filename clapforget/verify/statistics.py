@@ -1,0 +1,53 @@
+"""Intervals for the three kinds of numbers that evidence is made of. All are 95 % intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import stats
+
+__all__ = ["Interval", "auroc", "mean", "paired_drop", "proportion"]
+
+Interval = tuple[float, float]
+
+
+def proportion(right: np.ndarray) -> tuple[float, Interval]:
+    """A share of n yes/no outcomes with its Wilson interval (scipy)."""
+    n, k = len(right), int(np.sum(right))
+    low, high = stats.binomtest(k, n).proportion_ci(method="wilson")
+    return k / n, (float(low), float(high))
+
+
+def mean(values: np.ndarray) -> tuple[float, Interval]:
+    """A mean with its t interval; of a single value, the value itself."""
+    centre = float(np.mean(values))
+    if len(values) < 2:
+        return centre, (centre, centre)
+    half = float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
+    return centre, (centre - half, centre + half)
+
+
+def paired_drop(before: np.ndarray, after: np.ndarray) -> tuple[float, Interval]:
+    """Mean of before − after over the same n images, with its t interval."""
+    return mean(before.astype(float) - after.astype(float))
+
+
+def auroc(
+    positive: np.ndarray, negative: np.ndarray, rng: np.random.Generator, resamples: int = 1000
+) -> tuple[float, Interval]:
+    """P(positive > negative), ties counted half, with its percentile bootstrap interval.
+
+    Both samples are resampled. At most 500 of each are used (drawn at random), so that all
+    resamples are one product of matrices.
+    """
+    positive, negative = (
+        rng.choice(values, 500, replace=False) if len(values) > 500 else values
+        for values in (positive, negative)
+    )
+    difference = positive[:, None] - negative[None, :]
+    wins = (difference > 0) + 0.5 * (difference == 0)
+    m, n = wins.shape
+    weights_p = rng.multinomial(m, np.full(m, 1 / m), size=resamples) / m
+    weights_n = rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n
+    draws = np.einsum("bm,bm->b", weights_p, weights_n @ wins.T)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(wins.mean()), (float(low), float(high))

@@ -1,0 +1,194 @@
+"""Live through a scenario and write down everything: the run folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clapforget.clip import Clip
+from clapforget.errors import UserError
+from clapforget.scenarios import Scenario, unseen_classes
+from clapforget.strategies.certify import package_versions
+from clapforget.strategies.checkpoint import load_checkpoint, save_checkpoint
+from clapforget.strategies.measure import Snapshot, event_metrics, snapshot, summarise
+from clapforget.strategies.twin import TwinResult
+from clapforget.verify import Certificate
+
+__all__ = ["RUN_FILES", "Run", "clear_run", "write_json"]
+
+RUN_FILES = (
+    "config.yaml",
+    "events.jsonl",
+    "summary.json",
+    "report.html",
+    "certificates",
+    "checkpoints",
+)
+"""What a run writes into its folder; nothing else there is touched."""
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file in one step: a reader never sees half of it."""
+    temporary = path.with_suffix(".writing")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def clear_run(folder: Path) -> None:
+    """Delete a run's own files and folders, and nothing else."""
+    for name in RUN_FILES:
+        path = folder / name
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+        elif path.is_dir():
+            shutil.rmtree(path)
+
+
+class Run:
+    """One scenario, one strategy, one output folder."""
+
+    def __init__(
+        self, folder: Path, scenario: Scenario, strategy: Any, base: Clip, config: dict[str, Any],
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:  # fmt: skip
+        """:param base: the model at the start (the strategy works on a copy).
+        :param config: what the user asked for; completed here and written to config.yaml.
+        :param say: receives a readable line an event.
+        """
+        self.folder, self.scenario, self.strategy, self.base = folder, scenario, strategy, base
+        self.say = say
+        data = scenario.data
+        self.config = {
+            **config,
+            "scenario": scenario.name, "sequence": scenario.sequence,
+            "class_order": list(data.class_order), "class_names": list(data.class_names),
+            "known": None if data.known is None else sorted(data.known),
+            "unseen": list(unseen_classes(data, scenario.requests)),
+            "data_fingerprint": data.train.fingerprint, "versions": package_versions(),
+        }  # fmt: skip
+        self.events: list[dict[str, Any]] = []
+        self.checkpoint = folder / "checkpoints" / "state.safetensors"
+
+    def live(self) -> dict[str, Any]:
+        """Run from the start, or from the checkpoint. :returns: the summary."""
+        data = self.scenario.data
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "certificates").mkdir(exist_ok=True)
+        start = snapshot(self.strategy, data, [])
+        done = load_checkpoint(self.checkpoint, self.strategy, self.base)
+        self._take_up(done)
+        text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
+        (self.folder / "config.yaml").write_text(text)
+        stream = self.scenario.benchmark().train_stream
+        for index, experience in enumerate(stream):
+            if index >= done:
+                self._live_through(index, len(stream), experience)
+        summary = self._summary(start)
+        write_json(self.folder / "summary.json", summary)
+        return summary
+
+    def _take_up(self, done: int) -> None:
+        """Read the events before the checkpoint; drop what an interruption left behind it."""
+        path = self.folder / "events.jsonl"
+        lines = path.read_text().splitlines()[:done] if done and path.exists() else []
+        if len(lines) < done:
+            raise UserError(f"{path} has lost events", "start again with --overwrite")
+        self.events = [json.loads(line) for line in lines]
+        path.write_text("".join(line + "\n" for line in lines))
+        forgets = sum(event["kind"] == "forget" for event in self.events)
+        for certificate in sorted((self.folder / "certificates").glob("*.json")):
+            if int(certificate.stem) >= forgets:
+                certificate.unlink()
+            else:
+                values = json.loads(certificate.read_text())
+                self.strategy.certificates.append(Certificate.from_dict(values))
+
+    def _live_through(self, index: int, total: int, experience: Any) -> None:
+        began = time.monotonic()
+        self.strategy.train(experience, eval_streams=[])
+        seconds = time.monotonic() - began
+        data, forget = self.scenario.data, experience.kind == "forget"
+        retained, forgotten = list(experience.learned_classes), list(experience.forgotten_classes)
+        seen = snapshot(self.strategy, data, retained)
+        tasks = [event["classes"] for event in self.events if event["kind"] == "learn"]
+        tasks += [] if forget else [list(experience.classes)]
+        event = {
+            "event": index, "kind": experience.kind, "text": experience.request.text,
+            "classes": list(experience.classes),
+            "names": [data.class_names[c] for c in experience.classes],
+            "seconds": round(seconds, 2), "learned": retained, "forgotten": forgotten,
+            "metrics": event_metrics(seen, tasks, retained, forgotten, data),
+            "accuracy": _table(seen),
+            "forget": self.strategy.last_forgetting if forget else None,
+        }  # fmt: skip
+        if forget and self.strategy.certificates:
+            number = sum(e["kind"] == "forget" for e in self.events)
+            self._save_certificate(number, self.strategy.certificates[-1])
+        self.events.append(event)
+        with (self.folder / "events.jsonl").open("a") as file:
+            file.write(json.dumps(event) + "\n")
+        save_checkpoint(self.checkpoint, self.strategy, self.base, index + 1)
+        self.say(_line(event, index, total, self.strategy.certificates[-1] if forget else None))
+
+    def _save_certificate(self, number: int, certificate: Certificate) -> None:
+        certificate.save(self.folder / "certificates" / f"{number:03d}.json")
+
+    def _summary(self, start: Snapshot) -> dict[str, Any]:
+        summary = summarise(self.events, start, self.scenario.data)
+        forgets = [event for event in self.events if event["kind"] == "forget"]
+        requests = [
+            {
+                "text": event["text"], "classes": event["classes"], "names": event["names"],
+                "verdict": certificate.verdict, "seconds": event["seconds"],
+                "certificate": f"certificates/{number:03d}.json",
+            }
+            for number, (event, certificate) in enumerate(zip(forgets, self.strategy.certificates))
+        ]  # fmt: skip
+        seconds = round(sum(event["seconds"] for event in self.events), 2)
+        return {**summary, "seconds": seconds, "requests": requests, "twin": None}
+
+    def add_twin(self, twin: TwinResult) -> dict[str, Any]:
+        """Put a twin's evidence into the certificates and its differences into the summary."""
+        for number, (certificate, evidence) in enumerate(
+            zip(self.strategy.certificates, twin.evidence)
+        ):
+            certificate.evidence = [e for e in certificate.evidence if e.group != "twin"] + evidence
+            certificate.reference = f"{certificate.reference}; twin ({twin.backbone})"
+            self._save_certificate(number, certificate)
+        path = self.folder / "summary.json"
+        summary = {**json.loads(path.read_text()), "twin": twin.summary}
+        write_json(path, summary)
+        return summary
+
+
+def _table(seen: Snapshot) -> dict[str, dict[str, float]]:
+    return {
+        "strategy": {str(c): round(a, 6) for c, a in seen.strategy.items()},
+        "clip": {str(c): round(a, 6) for c, a in seen.clip.items()},
+    }
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def _line(event: dict[str, Any], index: int, total: int, certificate: Certificate | None) -> str:
+    m = event["metrics"]
+    numbers = f"retained {_percent(m['retain_accuracy'])}"
+    if event["forgotten"]:
+        numbers += f", forgotten {_percent(m['forget_accuracy'])} (CLIP {_percent(m['zero_shot_forget_accuracy'])})"
+    if m["bystander_accuracy"] is not None:
+        numbers += f", bystanders {_percent(m['bystander_accuracy'])}"
+    what = (
+        f"{event['text']} ({', '.join(event['names'])})"
+        if event["kind"] == "forget"
+        else event["text"]
+    )
+    verdict = f": {certificate.verdict.upper()}" if certificate else ""
+    return f"[{index + 1}/{total}] {what}{verdict}  {event['seconds']:.0f} s; {numbers}"

@@ -1,0 +1,51 @@
+"""How CLAP is trained: presets, and the learning rate of each stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+__all__ = ["PRESETS", "TrainSettings", "warm_up_and_cosine"]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Two stages a task, SGD without momentum; defaults are the released README configuration."""
+
+    epochs: int = 5
+    """Stage 1: attention and the newest adapter, on the task's data and the memory."""
+    consolidation_epochs: int = 2
+    """Stage 2, from the second task on: all adapters, on the class-balanced memory."""
+    batch_size: int = 32
+    lr: float = 1.6e-3
+    """Stage 1's peak; the released program scales 1e-3 by batch size over 20."""
+    warm_up: float = 0.3
+    """Part of stage 1's steps with a linearly rising rate."""
+    consolidation_lr: float = 1.6e-4
+    final_lr: float = 1e-3
+    """The cosine ends at this part of the peak."""
+    elbo: Literal["closed-form", "pyro"] = "closed-form"
+    """The fast path in logit space, or the Pyro definition (the same loss, more slowly)."""
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {"released": {}}
+"""Named training configurations, as differences from :class:`TrainSettings`."""
+
+
+def warm_up_and_cosine(
+    optimizer: torch.optim.Optimizer, steps: int, warm_up: float, final: float
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Linear warm-up over the first part of the steps, then cosine down to ``final``."""
+    rising = int(warm_up * steps)
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        phase = min((step - rising) / max(steps - rising, 1), 1.0)
+        return final + (1 - final) * (1 + math.cos(math.pi * phase)) / 2
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
