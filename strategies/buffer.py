@@ -31,7 +31,7 @@ class UncertaintyBuffer(ExemplarsBuffer):
     """
 
     def __init__(
-        self, max_size: int = 1000, score: str = "mutual_information", seed: int = 0
+        self, max_size: int = 2000, score: str = "mutual_information", seed: int = 0
     ) -> None:
         """:param max_size: exemplars in all. :param score: a registered selector's name.
         :raises UserError: for an unknown score, or a size below 1.

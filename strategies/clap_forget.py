@@ -15,7 +15,7 @@ from torch import Tensor
 from clapforget.clip import Clip
 from clapforget.features import FeatureCache
 from clapforget.posterior import ClapSettings, LogitNoise, Predictive
-from clapforget.posterior.forgetting import PosteriorForgetting, forget_posterior
+from clapforget.posterior.forgetting import PosteriorForgetting, forget_posterior, solve_adapters
 from clapforget.posterior.pyro_form import elbo_loss
 from clapforget.posterior.variational import ClassWeights, Stage
 from clapforget.strategies.buffer import UncertaintyBuffer, experience_samples
@@ -69,7 +69,7 @@ class ClapForget(UnlearningTemplate):
     ) -> None:
         """:param model: the frozen CLIP; the strategy works on a copy. May be given by position.
         :param forgetter: a registered name, ``"name:preset"``, or a forgetter.
-        :param memory: exemplar memory; default 1,000 by mutual information.
+        :param memory: exemplar memory; default 2,000 by mutual information.
         :param clap: options of the head. :param training: options of its training.
         :param posterior_forgetting: options of the posterior's own forgetting.
         :param retain_set: data from outside to retain on, in place of the memory.
@@ -95,7 +95,7 @@ class ClapForget(UnlearningTemplate):
             peval_mode=peval_mode,
         )
         self.forgetter = make_forgetter(forgetter) if isinstance(forgetter, str) else forgetter
-        self.memory = UncertaintyBuffer(1000, seed=seed) if memory is None else memory
+        self.memory = UncertaintyBuffer(2000, seed=seed) if memory is None else memory
         self.posterior_forgetting = posterior_forgetting or PosteriorForgetting()
         self.retain_set = retain_set
         self.seed = seed
@@ -197,6 +197,16 @@ class ClapForget(UnlearningTemplate):
                 self.training_epoch(**kwargs)
                 self._after_training_epoch(**kwargs)
             head.requires_grad_(False)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Put the posterior of forgotten classes back to the prior, exactly, and hold the others:
+        what shared attention learned since must not bring anything back."""
+        head = self.model.head
+        head.eval()
+        if head.retired.any():
+            with torch.no_grad():
+                solve_adapters(head, head.weights())
 
     def _select(self, experience: Any) -> None:
         new = self.views(experience)
@@ -267,8 +277,10 @@ class ClapForget(UnlearningTemplate):
             self.certifier.observe(self, experience, memory_classes) if self.certifier else None
         )
         head, clip = self.model.head, self.model.clip
+        head.eval()  # Avalanche has put the model in train mode: no dropout in what is to be held
         head.adapters.close()
-        old_weights = head.weights() if len(head.labels) else None
+        with torch.no_grad():
+            old_weights = head.weights() if len(head.labels) else None
 
         forget_rows = torch.tensor(list(experience.dataset.sample_id))
         kept = ~torch.isin(self.memory.labels, torch.tensor(labels))

@@ -21,7 +21,7 @@ __all__ = ["STRATEGIES", "MemorySettings", "StrategyOptions"]
 class MemorySettings:
     """The exemplar memory."""
 
-    size: int = 1000
+    size: int = 2000
     """Exemplars in all."""
     score: str = "mutual_information"
 

@@ -1,20 +1,27 @@
 """What the encoder forgets, the adapters must forget too.
 
-Attention and adapters are trained for some steps on
+F are the forgotten and R the retained columns, ⁰ marks what was before the request, v_i are the
+image features of the memory's exemplars and of the request's own images. The new attention and
+adapters solve
 
-    L = λ_f mean_{c∈F} KL(q(z_c) ‖ N(0, I))                               release
-      + λ_h mean_{c∈R} KL(N(x_c + μ_c, σ_c²) ‖ N(x⁰_c + μ⁰_c, σ⁰_c²))     hold
-      + λ_p mean_i KL(p⁰(y | v_i, y ∉ F) ‖ p(y | v_i))                    predict
+    minimise    mean_i KL(p⁰(y | v_i, y ∉ F) ‖ p(y | v_i))                     predict
+    subject to  q(z_c) = N(0, I)                                for c ∈ F      release
+                N(x_c + μ_c, σ_c²) = N(w⁰_c, (σ⁰_c)²)           for c ∈ R      hold
 
-F the forgotten and R the retained columns, ⁰ before the request, v_i the image features of the
-memory's exemplars and of the request's own images, p the mean-softmax predictive. *Release* drives
-the forgotten classes' posterior back to the prior; *hold* keeps the retained classes' weights in
-distribution, guidance included; *predict* asks that an image of the forgotten class be answered as
-if the class had never been among the names, and every other image as before.
+*Predict* asks that an image of a forgotten class be answered as if the class had never been among
+the names, and every other image as before; under *hold* it is ``−log(1 − p(F | v_i))``, and what is
+left to move is the guidance of the forgotten classes: attention is trained for it. *Release* and
+*hold* are linear in an adapter's weights given its inputs x_c, so each task's adapter is then solved
+for with the smallest change that meets them: the KL to the prior of every forgotten class and the
+KL between old and new of every retained class are zero up to rounding, as long as no task has more
+than d + 1 classes.
 
-The forgotten classes are retired as well: no class attends to them, later tasks do not train them.
-Exactness is not claimed: attention and adapters are shared, and what they learned from the deleted
-images for other classes stays.
+Where the request changed the image tower, the old class weights no longer fit the new features:
+then w⁰ is first moved, by the same predict term over R, to answer the new features of the memory
+as the old ones were answered.
+
+Exactness is not claimed for what is shared: attention and adapters keep what they learned from the
+deleted images for other classes.
 """
 
 from __future__ import annotations
@@ -24,24 +31,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from clapforget.objectives import kl_gaussians, kl_to_prior
 from clapforget.posterior.variational import ClassWeights, VariationalHead
 
-__all__ = ["PosteriorForgetting", "forget_posterior"]
+__all__ = ["PosteriorForgetting", "forget_posterior", "solve_adapters"]
 
 
 @dataclass(frozen=True)
 class PosteriorForgetting:
-    """Weights of the three terms, and the optimiser (Adam, cosine rate)."""
+    """The optimiser (Adam) of the predict term; release and hold are solved, not trained."""
 
-    release_weight: float = 1.0
-    hold_weight: float = 1.0
-    predict_weight: float = 10.0
-    steps: int = 300
-    lr: float = 2e-3
-    batch_size: int = 128
+    steps: int = 200
+    """At most so many steps on the attention, and as many on the weights if the image tower changed."""
+    lr: float = 1e-3
+    batch_size: int = 256
+    tolerance: float = 0.005
+    """Stop once the predict term, in nats an image, is below this."""
 
 
 def forget_posterior(
@@ -53,77 +60,124 @@ def forget_posterior(
     settings: PosteriorForgetting,
     generator: torch.Generator,
 ) -> dict[str, list[float]]:
-    """Train ``head`` in place; its text and context must be those after the request already.
+    """Change ``head`` in place; its text and context must be those after the request already.
 
     :param labels: classes to forget; those without a column are passed over.
     :param before: posterior of all columns before the request.
     :param before_features: features of memory and forget images under the old encoder, [N, d].
     :param features: the same images' features now, [N, d].
-    :returns: each term's value by step.
+    :returns: the predict term by step.
     """
     met = [label for label in labels if bool((head.labels == label).any())]
     if met:
         head.retire(met)
-    forgotten = head.columns(met)
-    retained = (~head.retired).nonzero().flatten()
-    if not len(retained):
-        return {}
-    target = _without(before, before_features, head, retained, generator)
     head.adapters.close()
-    head.requires_grad_(True)
     head.eval()
-    optimizer = torch.optim.Adam(head.parameters(), lr=settings.lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(settings.steps, 1))
+    retained = (~head.retired).nonzero().flatten()
     losses: dict[str, list[float]] = {}
-    for _ in range(settings.steps):
-        weights = head.weights()
-        rows = torch.randint(len(features), (settings.batch_size,), generator=generator)
-        rows = rows.to(features.device)
-        logits = _log_predictive(weights, features[rows], head, generator)
-        kept, old = weights.take(retained), before.take(retained)
-        hold = kl_gaussians(kept.x + kept.mu, kept.sigma, old.x + old.mu, old.sigma).mean()
-        wanted = target[rows]
-        predict = (
-            (torch.special.xlogy(wanted, wanted) - wanted * logits[:, retained]).sum(-1).mean()
+    target = ClassWeights(*(part.detach().clone() for part in before))
+    if len(retained) and not torch.equal(before_features, features):
+        losses["posterior refit"] = _refit(
+            target, retained, before_features, features, head, settings, generator
         )
-        terms = {"hold": settings.hold_weight * hold, "predict": settings.predict_weight * predict}
-        if len(forgotten):
-            gone = weights.take(forgotten)
-            terms["release"] = settings.release_weight * kl_to_prior(gone.mu, gone.sigma).mean()
-        optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(terms.values())).sum().backward()
-        torch.nn.utils.clip_grad_norm_(head.parameters(), 100.0)
-        optimizer.step()
-        schedule.step()
-        for name, value in terms.items():
-            losses.setdefault(f"posterior {name}", []).append(round(value.item(), 6))
-    head.requires_grad_(False)
+    if len(retained) and met:
+        losses["posterior predict"] = _release_guidance(target, features, head, settings, generator)
+    solve_adapters(head, target)
     return losses
 
 
-def _log_predictive(
-    weights: ClassWeights, v: Tensor, head: VariationalHead, generator: torch.Generator
-) -> Tensor:
-    """Log of the mean-softmax predictive [B, C], differentiable, with fresh noise."""
-    mean, std = weights.mean_logits(v, head.scale), weights.std_logits(v, head.scale)
-    shape = (head.settings.samples, 1, mean.shape[1])
-    noise = torch.randn(shape, generator=generator).to(v)
-    samples = (mean + std * noise).log_softmax(-1)
-    return samples.logsumexp(0) - math.log(len(samples))
-
-
 @torch.no_grad()
-def _without(
-    before: ClassWeights,
+def solve_adapters(head: VariationalHead, target: ClassWeights) -> None:
+    """Change every task's adapter as little as possible (Frobenius norm) so that retained columns
+    have the weights of ``target`` and retired ones the prior, given their present inputs x."""
+    adapters, now = head.adapters, head.weights()
+    mu = torch.where(head.retired[:, None], 0.0, target.x + target.mu - now.x)
+    sigma = torch.where(head.retired[:, None], 1.0, target.sigma)
+    raw = torch.log(torch.expm1(((sigma - 0.001) / 0.999).double().clamp_min(1e-6)))
+    wanted = torch.cat([mu.double(), raw], 1)
+    inputs = F.pad(now.x.double(), (0, 1), value=1.0)
+    for task in head.task.unique().tolist():
+        rows = (head.task == task).nonzero().flatten()
+        weight = torch.cat([adapters.weight[task], adapters.bias[task][:, None]], 1).double()
+        missing = wanted[rows] - inputs[rows] @ weight.T
+        change = torch.linalg.lstsq(
+            inputs[rows], missing, driver="gelsd" if missing.device.type == "cpu" else None
+        )
+        weight += change.solution.T
+        adapters.weight[task] = weight[:, :-1].to(adapters.weight)
+        adapters.bias[task] = weight[:, -1].to(adapters.bias)
+
+
+def _samples(
+    mean: Tensor, std: Tensor, head: VariationalHead, generator: torch.Generator
+) -> Tensor:
+    """Logit samples [M, B, C]."""
+    shape = (head.settings.samples, 1, mean.shape[-1])
+    return mean + std * torch.randn(shape, generator=generator).to(mean)
+
+
+def _log_predictive(samples: Tensor) -> Tensor:
+    """Log of the mean-softmax predictive, [B, C]."""
+    return samples.log_softmax(-1).logsumexp(0) - math.log(len(samples))
+
+
+def _release_guidance(
+    target: ClassWeights,
     v: Tensor,
     head: VariationalHead,
-    retained: Tensor,
+    s: PosteriorForgetting,
     generator: torch.Generator,
-) -> Tensor:
-    """The old predictive as if only the retained columns had been among the names, [N, R]."""
-    return torch.cat(
-        [
-            _log_predictive(before.take(retained), part, head, generator).exp()
-            for part in v.split(1024)
-        ]
-    )
+) -> list[float]:
+    """Train attention until forgotten classes, with the prior as latent, answer to no image."""
+    gone = head.retired.nonzero().flatten()
+    kept = target.take((~head.retired).nonzero().flatten())
+    attention = head.attention.requires_grad_(True)
+    optimizer = torch.optim.Adam(attention.parameters(), lr=s.lr)
+    losses: list[float] = []
+    for _ in range(s.steps):
+        rows = torch.randint(len(v), (s.batch_size,), generator=generator).to(v.device)
+        part, x = v[rows], head.text + head.attention(head.text, head.context, head.group)
+        mean = torch.cat([kept.mean_logits(part, head.scale), head.scale * part @ x[gone].T], 1)
+        loose = head.scale * part.norm(dim=1, keepdim=True).expand(-1, len(gone))
+        samples = _samples(
+            mean, torch.cat([kept.std_logits(part, head.scale), loose], 1), head, generator
+        )
+        others = samples[..., : -len(gone)].logsumexp(-1) - samples.logsumexp(-1)
+        loss = -(others.logsumexp(0) - math.log(len(samples))).mean()
+        losses.append(round(loss.item(), 6))
+        if losses[-1] < s.tolerance:
+            break
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    attention.requires_grad_(False)
+    attention.zero_grad(set_to_none=True)
+    return losses
+
+
+def _refit(
+    target: ClassWeights, retained: Tensor, old_v: Tensor, v: Tensor,
+    head: VariationalHead, s: PosteriorForgetting, generator: torch.Generator,
+) -> list[float]:  # fmt: skip
+    """Move the retained weights of ``target`` so that new features are answered as old ones were."""
+    old = target.take(retained)
+    with torch.no_grad():
+        wanted = torch.cat([
+            _log_predictive(_samples(old.mean_logits(p, head.scale), old.std_logits(p, head.scale), head, generator))
+            for p in old_v.split(1024)
+        ])  # fmt: skip
+    moved = old.mu.clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([moved], lr=s.lr * 10)
+    losses: list[float] = []
+    for _ in range(s.steps):
+        rows = torch.randint(len(v), (s.batch_size,), generator=generator).to(v.device)
+        new = old._replace(mu=moved)
+        mean, std = new.mean_logits(v[rows], head.scale), new.std_logits(v[rows], head.scale)
+        answer = _log_predictive(_samples(mean, std, head, generator))
+        loss = F.kl_div(answer, wanted[rows], log_target=True, reduction="batchmean")
+        losses.append(round(loss.item(), 6))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    target.mu[retained] = moved.detach()
+    return losses
