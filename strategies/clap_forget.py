@@ -322,8 +322,9 @@ class ClapForget(UnlearningTemplate):
             if self.forgetter.hides:
                 head.hide([c for c in labels if bool((head.labels == c).any())])
         seconds = time.monotonic() - began
+        towers = [t for t in ("image", "text") if clip.fingerprint(t) != result.clip.fingerprint(t)]
         self.last_forgetting = {
-            "forgetter": type(self.forgetter).__name__, "steps": result.steps,
+            "forgetter": type(self.forgetter).__name__, "steps": result.steps, "towers": towers,
             "seconds": round(seconds, 2), "losses": losses, **result.notes,
         }  # fmt: skip
         if self.certifier and before is not None:

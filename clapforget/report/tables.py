@@ -105,7 +105,7 @@ def _between(pair: tuple[float, float] | None, fraction: bool) -> str:
 
 
 _WANTED = {"low": "low", "high": "high", "equal": "like the reference"}
-_HOLDS = {True: ("yes", "✓ holds"), False: ("no", "✕ fails"), None: ("open", "? open")}
+_HOLDS = {True: ("yes", "✓ holds"), False: ("no", "✕ fails"), None: ("open", "not judged")}
 
 
 def evidence_groups(certificate: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:

@@ -56,7 +56,7 @@ SCORES = {
     "mutual_information": ("Mutual information", "doubt about the weights themselves, in nats"),
     "variance": ("Variance", "how far draws from the posterior disagree"),
     "matched_cosine": ("Matched cosine", "likeness of an image and its own caption"),
-    "energy": ("Energy", "the higher, the less familiar"),
+    "energy": ("Energy", "the higher, the more familiar"),
     "nats": ("Nats over prior", "what the posterior has learned beyond its prior"),
 }
 

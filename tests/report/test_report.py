@@ -237,7 +237,7 @@ def test_verdicts_and_evidence_are_all_there(folder: Path) -> None:
     assert row[5:] == ["low", "✓ holds"]
     assert page.row("evidence", "probe auc")[2:4] == ["0.543", "0.500"]
     assert page.row("evidence", "probe auc")[5:] == ["like the reference", "✕ fails"]
-    assert page.row("evidence", "nats")[1:] == ["–", "–", "–", "–", "–", "? open"]
+    assert page.row("evidence", "nats")[1:] == ["–", "–", "–", "–", "–", "not judged"]
     assert page.row("prints", "image") == ["image", "aa", "aa", "unchanged"]
     assert page.row("prints", "text") == ["text", "bb", "cc", "changed"]
     for words in ("weak 1", "claim 0", "four bits", "slug"):
