@@ -11,7 +11,6 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 import yaml
 
@@ -212,11 +211,14 @@ def main() -> None:
         code = app(standalone_mode=False)
     except UserError as error:
         _fail(str(error))
-    except click.ClickException as error:
-        _fail(f"{error.format_message()}; see 'clapforget --help'")
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("\nclapforget: interrupted; the same command with --resume goes on\n")
         sys.exit(130)
+    except Exception as error:  # click's usage errors, whichever copy of click typer brings
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        _fail(f"{message()}; see 'clapforget --help'")
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -10,6 +10,8 @@ import copy
 import hashlib
 import json
 import logging
+import urllib.error
+import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +57,7 @@ class Clip(nn.Module):
         size = visual.image_size
         self.image_size: int = size[0] if isinstance(size, (tuple, list)) else int(size)
         self.interpolation: str = config.get("interpolation", "bicubic")
+        self.resize_mode: str = config.get("resize_mode", "shortest")
         mean = config.get("mean", open_clip.OPENAI_DATASET_MEAN)
         std = config.get("std", open_clip.OPENAI_DATASET_STD)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -109,7 +112,7 @@ class Clip(nn.Module):
 
     # ---- encoding --------------------------------------------------------------------------
     def preprocess(self, images: Tensor) -> Tensor:
-        """Resize (short side), centre-crop and normalise.
+        """Resize (short side, or both where the model squashes), centre-crop and normalise.
 
         :param images: [n, 3, h, w], uint8 or floats in [0, 1]. :returns: [n, 3, size, size].
         """
@@ -118,14 +121,16 @@ class Clip(nn.Module):
         images = images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
         height, width = images.shape[-2:]
         if (height, width) != (self.image_size, self.image_size):
-            short = min(height, width)
-            shape = [round(side * self.image_size / short) for side in (height, width)]
+            size, short = self.image_size, min(height, width)
+            shape = [int(side * size / short) for side in (height, width)]
+            if self.resize_mode == "squash":
+                shape = [size, size]
             mode = (
                 self.interpolation if self.interpolation in ("bicubic", "bilinear") else "bicubic"
             )
             images = F.interpolate(images, shape, mode=mode, antialias=True).clamp(0, 1)
-            top, left = ((side - self.image_size) // 2 for side in shape)
-            images = images[..., top : top + self.image_size, left : left + self.image_size]
+            top, left = (round((side - size) / 2) for side in shape)
+            images = images[..., top : top + size, left : left + size]
         return (images - self.mean.to(dtype)) / self.std.to(dtype)
 
     def encode_image(self, images: Tensor, batch_size: int = 256) -> Tensor:
@@ -164,11 +169,11 @@ class Clip(nn.Module):
     @property
     def width(self) -> int:
         """Dimension d of the joint space."""
-        projection = getattr(self.model, "text_projection", None)
+        projection: Any = getattr(self.model, "text_projection", None)
         if projection is None:
             projection = self.model.text.text_projection  # type: ignore[union-attr]
         weight = projection.weight.T if isinstance(projection, nn.Linear) else projection
-        return weight.shape[1]
+        return int(weight.shape[1])
 
     # ---- identity --------------------------------------------------------------------------
     def fingerprint(self, tower: Tower | None = None) -> str:
@@ -324,8 +329,28 @@ def _load_file(name: str, path: Path, device: str) -> Clip:
     return Clip(model, open_clip.get_tokenizer(name), name, str(path))
 
 
-def _download(name: str, pretrained: str | None, device: str) -> nn.Module:
+def _hub_answers(timeout: float = 5.0) -> bool:
+    """Whether the model hub can be reached, by the proxy settings in force."""
+    from huggingface_hub import constants
+
+    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
     try:
+        urllib.request.urlopen(request, timeout=timeout).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _download(name: str, pretrained: str | None, device: str) -> nn.Module:
+    """Create a model with weights from the hub, or from its local cache where there is no network."""
+    from huggingface_hub import constants
+
+    offline = constants.HF_HUB_OFFLINE
+    try:
+        # Without this the hub's client retries every file for the better part of a minute.
+        constants.HF_HUB_OFFLINE = offline or not _hub_answers()
         return _create(name, pretrained, device)
     except Exception as error:  # network, hub and file errors alike: say what to fetch by hand
         if name.startswith("hf-hub:"):
@@ -344,3 +369,5 @@ def _download(name: str, pretrained: str | None, device: str) -> nn.Module:
             f"cannot download {what} ({type(error).__name__})",
             f"get the file on a machine with a network, then {put}",
         ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = offline

@@ -6,6 +6,7 @@ same thing (equal captions in the lab, same class in a folder of class folders) 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from abc import ABC, abstractmethod
@@ -58,6 +59,8 @@ class Card:
     excluded: list[str]
     settings: dict[str, Any]
     images: int
+    fingerprint: str = ""
+    """SHA-256 of the training pixels."""
     seconds: float = 0.0
     command: str = ""
     zero_shot_known: float = 0.0
@@ -74,6 +77,14 @@ class Source(ABC):
     templates: tuple[str, ...]
     classes: tuple[int, ...]
     excluded: tuple[int, ...]
+
+    images: Tensor
+    """Training images, uint8 [n, 3, h, w]."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the training pixels, as hex."""
+        return hashlib.sha256(self.images.numpy().tobytes()).hexdigest()
 
     @abstractmethod
     def __len__(self) -> int:
@@ -256,6 +267,7 @@ def pretrain(
     )
     card = Card(
         architecture=architecture, data=source.data, images=len(source), command=command,
+        fingerprint=source.fingerprint,
         classes=[source.names[c] for c in source.classes],
         excluded=[source.names[c] for c in source.excluded], settings=asdict(settings),
     )  # fmt: skip
@@ -331,10 +343,15 @@ def _test(clip: Clip, source: Source, card: Card) -> None:
         }
 
 
+def _identity(card: Card) -> str:
+    """What makes two trainings the same one."""
+    return json.dumps([card.architecture, card.data, card.classes, card.settings, card.fingerprint])
+
+
 def _save_partial(path: Path, card: Card, epoch: int, spent: float, clip: Clip,
                   optimizer: torch.optim.Optimizer, schedule: Any) -> None:  # fmt: skip
     state = {
-        "training": json.dumps([card.data, card.classes, card.settings, card.images]), "epoch": epoch,
+        "training": _identity(card), "epoch": epoch,
         "spent": spent, "model": clip.model.state_dict(), "optimizer": optimizer.state_dict(),
         "schedule": {k: v for k, v in schedule.state_dict().items() if isinstance(v, (int, float))},
     }  # fmt: skip
@@ -349,9 +366,7 @@ def _resume(path: Path, card: Card, clip: Clip, optimizer: torch.optim.Optimizer
         return 0, 0.0
     try:
         state = torch.load(path, weights_only=True)
-        same = state["training"] == json.dumps(
-            [card.data, card.classes, card.settings, card.images]
-        )
+        same = state["training"] == _identity(card)
     except Exception as error:  # torch raises many types for a damaged file
         raise UserError(
             f"{path} is damaged ({type(error).__name__})", "delete it to begin anew"

@@ -158,7 +158,7 @@ def summarise(events: Sequence[dict[str, Any]], start: Snapshot, data: ImageData
 
 
 def _restore(event: dict[str, Any]) -> Snapshot:
-    tables = event["accuracy"]
-    return Snapshot(
-        *({int(c): a for c, a in tables[name].items()} for name in ("strategy", "clip"))
-    )
+    def table(name: str) -> dict[int, float]:
+        return {int(c): a for c, a in event["accuracy"][name].items()}
+
+    return Snapshot(table("strategy"), table("clip"))

@@ -13,7 +13,7 @@ from clapforget.strategies.template import UnlearningPlugin
 __all__ = ["ProgressPlugin"]
 
 
-class ProgressPlugin(UnlearningPlugin, supports_distributed=False):
+class ProgressPlugin(UnlearningPlugin, supports_distributed=False):  # type: ignore[call-arg]
     """Shows training steps of a learn experience and the forgetter's steps of a forget one."""
 
     def __init__(self) -> None:

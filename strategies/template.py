@@ -14,7 +14,7 @@ from avalanche.training.utils import trigger_plugins
 __all__ = ["UnlearningPlugin", "UnlearningTemplate"]
 
 
-class UnlearningPlugin(SupervisedPlugin, supports_distributed=False):
+class UnlearningPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]
     """A plugin that also hears of forget experiences."""
 
     def before_forgetting_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:

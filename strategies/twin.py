@@ -27,7 +27,7 @@ class TwinResult:
     """What the comparison found."""
 
     summary: dict[str, Any]
-    """The twin's numbers and ours minus the twin's."""
+    """Ours minus the twin's, by name, and the twin's own under ``of_the_twin``."""
     evidence: list[list[Evidence]]
     """By forget request."""
     backbone: str
@@ -96,15 +96,12 @@ def compare_with_twin(
         seen = snapshot(strategy, data, retained)
         numbers[name] = event_metrics(seen, tasks, retained, forgotten, data)
     difference = {
-        key: None
-        if value is None or numbers["twin"][key] is None
-        else round(value - numbers["twin"][key], 6)
-        for key, value in numbers["ours"].items()
+        key: None if own is None or other is None else round(own - other, 6)
+        for (key, own), other in zip(numbers["ours"].items(), numbers["twin"].values())
     }
     evidence = [_evidence(ours, twin, tuple(classes), tuple(retained), data) for classes in forgets]
-    return TwinResult(
-        {"backbone": backbone, **numbers, "difference": difference}, evidence, backbone
-    )
+    summary = {"backbone": backbone, **difference, "of_the_twin": numbers["twin"]}
+    return TwinResult(summary, evidence, backbone)
 
 
 def _evidence(

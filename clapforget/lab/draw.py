@@ -60,7 +60,8 @@ def _uniform(split: str, index: np.ndarray, seed: int, stream: int, width: int) 
     """Uniform numbers in [0, 1) of shape [n, width], keyed by everything that names an image."""
     with np.errstate(over="ignore"):
         golden = np.uint64(0x9E3779B97F4A7C15)
-        key = _mix(np.uint64(seed) * golden + np.uint64(SPLITS.index(split) + 1))
+        start = np.asarray(np.uint64(seed) * golden + np.uint64(SPLITS.index(split) + 1))
+        key = _mix(start)
         key = _mix(key + index.astype(np.uint64) * golden)
         key = _mix(key + np.uint64(stream) * golden)[:, None]
         bits = _mix(key + np.arange(1, width + 1, dtype=np.uint64) * golden)

@@ -30,7 +30,7 @@ def model(head: VariationalHead, weights: ClassWeights, v: Tensor, y: Tensor, st
     counts = share > 0
     classes = pyro.plate("classes", len(weights.x), dim=-1)
     scale = torch.where(counts, share, torch.ones_like(share))
-    with classes, poutine.scale(scale=scale), poutine.mask(mask=counts):  # type: ignore[arg-type]
+    with classes, poutine.scale(scale=scale), poutine.mask(mask=counts):  # type: ignore[arg-type,call-overload]
         z = pyro.sample("z", dist.Normal(torch.zeros_like(weights.mu), 1.0).to_event(1))
     logits = head.scale * torch.einsum("bd,...cd->...bc", v, weights.x + z)
     logits = logits.masked_fill(head.retired, -torch.inf)
@@ -44,7 +44,7 @@ def guide(head: VariationalHead, weights: ClassWeights, v: Tensor, y: Tensor, st
     counts = share > 0
     scale = torch.where(counts, share, torch.ones_like(share))
     classes = pyro.plate("classes", len(weights.x), dim=-1)
-    with classes, poutine.scale(scale=scale), poutine.mask(mask=counts):  # type: ignore[arg-type]
+    with classes, poutine.scale(scale=scale), poutine.mask(mask=counts):  # type: ignore[arg-type,call-overload]
         pyro.sample("z", dist.Normal(weights.mu, weights.sigma).to_event(1))
 
 

@@ -81,8 +81,8 @@ class LogitNoise(NamedTuple):
         """Fresh noise for a batch v [B, d]."""
         shape = (samples, len(v), classes)
         logits = torch.randn(shape, generator=generator, device=v.device, dtype=v.dtype)
-        shape = (classes, v.shape[1])
-        mean = torch.randn(shape, generator=generator, device=v.device, dtype=v.dtype)
+        latent = (classes, v.shape[1])
+        mean = torch.randn(latent, generator=generator, device=v.device, dtype=v.dtype)
         return cls(logits, mean / samples**0.5)
 
     @classmethod

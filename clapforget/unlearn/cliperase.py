@@ -71,6 +71,22 @@ class CLIPEraseSettings:
     vocabulary_batch: int = 128
     weight_decay: float = 0.0
 
+    def __post_init__(self) -> None:
+        """:raises UserError: for numbers that cannot work."""
+        if self.steps <= 0 and self.epochs < 1:
+            raise UserError(
+                "CLIPErase with no step and no epoch", "set steps or epochs to 1 or more"
+            )
+        for name in ("forget_batch", "retain_batch", "vocabulary_batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"setting {name}={getattr(self, name)}", "give 1 or more")
+        for name in ("forget_weight", "retain_weight", "consistency_weight", "vocabulary_weight",
+                     "weight_decay", "steps"):  # fmt: skip
+            if getattr(self, name) < 0:
+                raise UserError(f"setting {name}={getattr(self, name)}", "give 0 or more")
+        if self.lr <= 0:
+            raise UserError(f"setting lr={self.lr}", "give a positive number")
+
 
 def forgetting_loss(cosines: Tensor, kind: str, level: float) -> Tensor:
     """L_FM of matched cosines [n]. :param level: c̄, used by ``square`` and ``floor``."""

@@ -38,5 +38,6 @@ class RandomEdit(Forgetter):
         for name, parameter in changed.model.named_parameters():
             if name in names and parameter.ndim:
                 noise = torch.randn(parameter.shape, generator=rng).to(parameter)
-                parameter += noise * (s.relative * parameter.norm() / noise.norm().clamp_min(1e-12))
+                size = s.relative * parameter.norm() / noise.norm().clamp_min(1e-12)
+                parameter.add_(noise * size)
         return Unlearned(changed, 1, {}, {"settings": asdict(s)})

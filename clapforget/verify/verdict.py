@@ -92,8 +92,10 @@ def judge(evidence: list[Evidence], rules: Rules | None = None) -> Judgement:
     if low > rules.answer_margin:
         return say("retained", f"3: it still answers above {rules.answer_margin:.0%}", shown)
     if high > rules.answer_margin:
-        need = _images_needed(rules.answer_margin, answer.value)
-        return say("inconclusive", "4: the interval reaches across the margin", f"{shown}; {need}")
+        wanted = _images_needed(rules.answer_margin, answer.value)
+        return say(
+            "inconclusive", "4: the interval reaches across the margin", f"{shown}; {wanted}"
+        )
     kept = [(piece, amount) for piece, amount in inside if amount > 1]
     if kept:
         worst = max(kept, key=lambda pair: pair[1])[0]

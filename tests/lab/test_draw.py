@@ -110,7 +110,9 @@ def test_corners_show_the_background() -> None:
 )  # fmt: skip
 def test_the_centre_of_a_shape_shows_its_mark(mark: str, shows: str) -> None:
     outlines = (0, 1, 3, 4, 5, 6)  # those that cover their centre at every rotation
-    index = np.array([100 * i + 10 * o + lab.MARKS.index(mark) for i in range(30) for o in outlines])
+    index = np.array(
+        [100 * i + 10 * o + lab.MARKS.index(mark) for i in range(30) for o in outlines]
+    )
     a = lab.attributes("train", index)
     large = a.size == list(SIZES).index("large")
     images = lab.draw("train", index).float()
@@ -129,7 +131,7 @@ def test_the_centre_of_a_shape_shows_its_mark(mark: str, shows: str) -> None:
 def test_an_outline_takes_room_by_its_size() -> None:
     index = np.arange(0, 40_000, 100)  # class 0: plain circles
     a = lab.attributes("train", index)
-    far = (lab.draw("train", index).float() - values(BACKGROUNDS)[a.background][..., None, None])
+    far = lab.draw("train", index).float() - values(BACKGROUNDS)[a.background][..., None, None]
     area = (far.abs().sum(1) > 110).float().mean((1, 2))
     for number, radius in enumerate(SIZES.values()):
         wanted = np.pi * (0.95 * radius) ** 2

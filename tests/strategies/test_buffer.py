@@ -1,0 +1,211 @@
+"""The exemplar memory: how it fills, shrinks and forgets, alone and under Avalanche's replay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.training import Naive
+from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
+from torch import Tensor, nn
+
+from clapforget import UserError
+from clapforget.posterior import Predictive
+from clapforget.scenarios import ImageData, stream
+from clapforget.strategies import UncertaintyBuffer
+from clapforget.strategies.selection import SELECTORS
+
+
+def predictive(scores: Tensor) -> Predictive:
+    """A prediction whose every uncertainty is ``scores`` [n]."""
+    return Predictive(torch.full((len(scores), 2), 0.5), *[scores] * 5)
+
+
+def fill(
+    buffer: UncertaintyBuffer, labels: list[int], first_id: int, scores: list[float]
+) -> Tensor:
+    """Add random images; their ids count up from ``first_id``. :returns: the images."""
+    generator = torch.Generator().manual_seed(first_id)
+    images = torch.randint(256, (len(labels), 3, 4, 4), dtype=torch.uint8, generator=generator)
+    ids = torch.arange(first_id, first_id + len(labels))
+    buffer.add(images, torch.tensor(labels), ids, predictive(torch.tensor(scores)))
+    return images
+
+
+def counts(buffer: UncertaintyBuffer) -> dict[int, int]:
+    return {label: int((buffer.labels == label).sum()) for label in buffer.classes}
+
+
+def test_every_class_has_the_same_share_of_a_fixed_total() -> None:
+    buffer = UncertaintyBuffer(10)
+    fill(buffer, [0] * 20, 0, [0.0] * 20)
+    assert counts(buffer) == {0: 10}
+    fill(buffer, [1] * 20 + [2] * 20, 100, [0.0] * 40)
+    assert sum(counts(buffer).values()) == len(buffer) == 10
+    assert sorted(counts(buffer).values()) == [3, 3, 4]
+
+
+def test_a_class_with_few_samples_keeps_them_all_and_takes_no_more() -> None:
+    buffer = UncertaintyBuffer(10)
+    fill(buffer, [0] * 20 + [1] * 2, 0, [0.0] * 22)
+    assert counts(buffer) == {0: 5, 1: 2}
+
+
+def test_a_shrunk_memory_keeps_the_highest_scores_of_every_class() -> None:
+    buffer = UncertaintyBuffer(8)
+    fill(buffer, [0] * 4 + [1] * 4, 0, [0.1, 0.4, 0.2, 0.3, 0.8, 0.5, 0.6, 0.7])
+    buffer.resize(None, 4)
+    assert buffer.max_size == 4
+    assert set(buffer.sample_ids.tolist()) == {1, 3, 4, 7}
+    fill(buffer, [0] * 4, 50, [0.0, 0.9, 0.0, 0.35])
+    assert set(buffer.sample_ids.tolist()) == {51, 1, 4, 7}
+
+
+def test_the_highest_scores_are_kept_with_their_own_images() -> None:
+    buffer = UncertaintyBuffer(3)
+    scores = [0.3, 0.9, 0.1, 0.8, 0.2, 0.7]
+    images = fill(buffer, [7] * 6, 40, scores)
+    assert buffer.sample_ids.tolist() == [41, 43, 45]
+    assert torch.equal(buffer.images, images[[1, 3, 5]])
+    assert buffer.scores.tolist() == pytest.approx([0.9, 0.8, 0.7])
+
+
+def test_a_sample_that_comes_twice_is_held_once() -> None:
+    buffer = UncertaintyBuffer(20)
+    fill(buffer, [0] * 5, 0, [0.5] * 5)
+    fill(buffer, [0] * 5, 0, [0.5] * 5)
+    assert sorted(buffer.sample_ids.tolist()) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("request_", "gone"),
+    [({"labels": [1]}, {3, 4, 5}), ({"sample_ids": [0, 8]}, {0, 8}),
+     ({"labels": [2], "sample_ids": [1]}, {1, 6, 7, 8}), ({}, set())],
+)  # fmt: skip
+def test_forgetting_removes_images_labels_ids_and_scores(
+    request_: dict[str, list[int]], gone: set[int]
+) -> None:
+    buffer = UncertaintyBuffer(9)
+    images = fill(buffer, [0, 0, 0, 1, 1, 1, 2, 2, 2], 0, [0.5] * 9)
+    assert buffer.forget(**request_) == len(gone)
+    left = [i for i in range(9) if i not in gone]
+    assert buffer.sample_ids.tolist() == left
+    assert torch.equal(buffer.images, images[left])
+    assert len(buffer.labels) == len(buffer.scores) == len(left)
+    storage = bytes(buffer.images.untyped_storage())  # of the tensor as a whole, not of its view
+    assert len(storage) == buffer.images.numel()
+    assert all(bytes(images[i].flatten().tolist()) not in storage for i in gone)
+    assert set(buffer.buffer.sample_id) == set(left)
+
+
+def test_forgetting_frees_room_for_what_is_learned_next() -> None:
+    buffer = UncertaintyBuffer(6)
+    fill(buffer, [0] * 6 + [1] * 6, 0, [0.5] * 12)
+    buffer.forget(labels=[0])
+    assert len(buffer) == 3
+    fill(buffer, [2] * 6, 100, [0.5] * 6)
+    assert counts(buffer) == {1: 3, 2: 3}
+
+
+def test_a_saved_memory_comes_back_whole_and_selects_as_it_would_have() -> None:
+    buffer = UncertaintyBuffer(6, "random", seed=3)
+    fill(buffer, [0] * 9 + [1] * 9, 0, [0.5] * 18)
+    copy = UncertaintyBuffer(6, "random", seed=3)
+    copy.load_state_dict({k: v.clone() for k, v in buffer.state_dict().items()})
+    for name, value in buffer.state_dict().items():
+        assert torch.equal(value, copy.state_dict()[name]), name
+    fill(buffer, [2] * 9, 100, [0.5] * 9)
+    fill(copy, [2] * 9, 100, [0.5] * 9)
+    assert buffer.sample_ids.tolist() == copy.sample_ids.tolist()
+
+
+def test_random_selection_depends_on_the_seed_alone() -> None:
+    chosen = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(len(chosen))
+        buffer = UncertaintyBuffer(8, "random", seed)
+        fill(buffer, [0] * 100, 0, [0.5] * 100)
+        chosen.append(buffer.sample_ids.tolist())
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+def test_the_buffer_is_a_data_set_of_floats_with_labels_and_task() -> None:
+    buffer = UncertaintyBuffer(2)
+    images = fill(buffer, [4, 4], 0, [0.2, 0.1])
+    x, y, task = buffer.buffer[0]
+    assert torch.allclose(x, images[0].float() / 255)
+    assert (y, task) == (4, 0)
+    with pytest.raises(UserError, match="cannot be set"):
+        buffer.buffer = None
+
+
+@pytest.mark.parametrize("size", [0, -5])
+def test_a_memory_without_room_is_refused(size: int) -> None:
+    with pytest.raises(UserError, match=str(size)):
+        UncertaintyBuffer(size)
+
+
+def test_an_unknown_score_is_refused_with_a_hint() -> None:
+    with pytest.raises(UserError, match="mutual_information"):
+        UncertaintyBuffer(5, "mutual_informations")
+
+
+@pytest.mark.parametrize("score", [n for n in SELECTORS.names() if n != "random"])
+def test_posterior_scores_rank_by_their_own_uncertainty(score: str) -> None:
+    buffer = UncertaintyBuffer(1, score)
+    seen = predictive(torch.zeros(3))
+    setattr(seen, score, torch.tensor([0.1, 0.9, 0.2]))
+    buffer.add(torch.zeros(3, 3, 2, 2).byte(), torch.zeros(3).long(), torch.arange(3), seen)
+    assert buffer.sample_ids.tolist() == [1]
+
+
+class _Labels(SupervisedPlugin, supports_distributed=False):
+    """Notes which labels are trained on, by experience."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[set[int]] = []
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self.seen.append(set())
+
+    def before_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self.seen[-1] |= set(strategy.mb_y.tolist())
+
+
+def naive(plugins: list[Any]) -> Naive:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 100))
+    return Naive(
+        model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.01), criterion=nn.CrossEntropyLoss(),
+        train_mb_size=16, plugins=plugins, evaluator=EvaluationPlugin(),
+    )  # fmt: skip
+
+
+def test_avalanches_replay_stores_and_replays_with_it(data: ImageData) -> None:
+    buffer, labels = UncertaintyBuffer(12, "random"), _Labels()
+    strategy = naive([ReplayPlugin(mem_size=12, storage_policy=buffer), labels])
+    benchmark = stream(data, "L0-3 L4,5 F1 L6,7")
+    for experience in benchmark.train_stream:
+        if experience.kind == "learn":
+            strategy.train(experience)
+    assert labels.seen[0] == {0, 1, 2, 3}
+    assert labels.seen[1] == {0, 1, 2, 3, 4, 5}
+    assert labels.seen[2] == set(range(8))
+    assert len(buffer) == 12
+    assert counts(buffer) == {c: 2 if c < 4 else 1 for c in range(8)}
+    assert torch.equal(data.train.images(buffer.sample_ids), buffer.images)
+
+
+def test_a_posterior_score_without_a_posterior_says_what_to_do(data: ImageData) -> None:
+    buffer = UncertaintyBuffer(12, "mutual_information")
+    strategy = naive([ReplayPlugin(mem_size=12, storage_policy=buffer)])
+    with pytest.raises(UserError, match=r"'mutual_information' needs a posterior.*random"):
+        strategy.train(stream(data, "L0,1").train_stream[0])
+
+
+def test_a_forget_experience_adds_nothing(data: ImageData) -> None:
+    buffer = UncertaintyBuffer(12, "random")
+    buffer.post_adapt(None, stream(data, "L0-2 F1").train_stream[1])
+    assert len(buffer) == 0

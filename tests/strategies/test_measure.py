@@ -1,0 +1,140 @@
+"""What a run records, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from clapforget.scenarios import ImageData, stream
+from clapforget.strategies import ClapForget
+from clapforget.strategies.measure import Snapshot, event_metrics, snapshot, summarise
+
+Accuracies = dict[int, float]
+
+
+def event(
+    kind: str, classes: list[int], learned: list[int], forgotten: list[int],
+    strategy: Accuracies, clip: Accuracies, average: float,
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "kind": kind, "classes": classes, "learned": learned, "forgotten": forgotten,
+        "metrics": {"average_accuracy": average, "retain_accuracy": 0.0},
+        "accuracy": {
+            "strategy": {str(c): a for c, a in strategy.items()},
+            "clip": {str(c): a for c, a in clip.items()},
+        },
+    }  # fmt: skip
+
+
+@pytest.fixture
+def story() -> list[dict[str, Any]]:
+    """Two tasks, a forget request, a third task."""
+    return [
+        event("learn", [0, 1], [0, 1], [], {0: 0.8, 1: 1.0}, {0: 0.5, 1: 0.7}, 0.9),
+        event("learn", [2, 3], [0, 1, 2, 3], [], {0: 0.7, 1: 0.9, 2: 0.6, 3: 0.8}, {0: 0.5, 1: 0.7}, 0.75),
+        event("forget", [1], [0, 2, 3], [1], {0: 0.6, 1: 0.1, 2: 0.5, 3: 0.7}, {0: 0.5, 1: 0.05}, 0.6),
+        event("learn", [4], [0, 2, 3, 4], [1], {0: 0.9, 1: 0.3, 2: 0.7, 3: 0.5, 4: 1.0}, {0: 0.5, 1: 0.4}, 0.84),
+    ]  # fmt: skip
+
+
+def test_the_summary_of_a_made_up_stream_is_right(
+    story: list[dict[str, Any]], data: ImageData
+) -> None:
+    start = Snapshot({}, {0: 0.5, 1: 0.7, 2: 0.1, 3: 0.2, 4: 0.3})
+    summary = summarise(story, start, data)
+    assert summary["average_accuracy"] == pytest.approx((0.9 + 0.75 + 0.84) / 3)
+    assert summary["last_accuracy"] == pytest.approx(0.84)
+    # task 0 keeps class 0 (0.8 -> 0.9); task 1 classes 2, 3 (0.7 -> 0.6); the last task is left out
+    assert summary["backward_transfer"] == pytest.approx((0.1 - 0.1) / 2, abs=1e-9)
+    # retained 0, 2, 3: (0.7 + 0.6 + 0.8) / 3 -> (0.6 + 0.5 + 0.7) / 3
+    assert summary["spill"] == pytest.approx(0.1)
+    # class 1: strategy 0.1 -> 0.3, CLIP 0.05 -> 0.4
+    assert summary["relapse"] == pytest.approx(0.35)
+    assert summary["before"]["zero_shot_retain_accuracy"] == pytest.approx(
+        (0.5 + 0.1 + 0.2 + 0.3) / 4
+    )
+    assert summary["before"]["zero_shot_forget_accuracy"] == pytest.approx(0.7)
+
+
+def test_backward_transfer_counts_loss_and_gain_with_their_signs(
+    story: list[dict[str, Any]], data: ImageData
+) -> None:
+    story[-1]["accuracy"]["strategy"]["0"] = 0.2
+    assert summarise(story, Snapshot(), data)["backward_transfer"] == pytest.approx(-0.35)
+
+
+def test_a_class_that_was_learned_again_is_no_relapse(
+    story: list[dict[str, Any]], data: ImageData
+) -> None:
+    story[-1].update(classes=[1], learned=[0, 2, 3, 1], forgotten=[])
+    assert summarise(story, Snapshot(), data)["relapse"] is None
+
+
+def test_the_worst_request_is_the_spill(story: list[dict[str, Any]], data: ImageData) -> None:
+    last = event("forget", [4], [0, 2, 3], [1, 4], {0: 0.9, 1: 0.3, 2: 0.4, 3: 0.2},
+                 {1: 0.4, 4: 0.0}, 0.5)  # fmt: skip
+    assert summarise([*story, last], Snapshot(), data)["spill"] == pytest.approx(0.2)
+
+
+def test_the_metrics_of_a_moment_weigh_every_class_and_every_task_alike(data: ImageData) -> None:
+    known = sorted(data.known or ())
+    clip = dict.fromkeys(range(100), 0.0) | {0: 0.5, 1: 1.0, 2: 0.2} | dict.fromkeys(known[5:], 1.0)
+    seen = Snapshot({0: 1.0, 1: 0.2, 2: 0.4, 3: 0.6}, clip, 0.123)
+    metrics = event_metrics(seen, [[0], [1, 2, 3]], [0, 2, 3], [1], data)
+    assert metrics["retain_accuracy"] == pytest.approx(2.0 / 3, abs=1e-6)
+    assert metrics["forget_accuracy"] == pytest.approx(0.2)
+    assert metrics["average_accuracy"] == pytest.approx((1.0 + 0.5) / 2)
+    assert metrics["ece"] == pytest.approx(0.123)
+    assert metrics["zero_shot_retain_accuracy"] == pytest.approx((0.5 + 0.2 + 0.0) / 3, abs=1e-6)
+    assert metrics["zero_shot_retain_known_accuracy"] == pytest.approx(0.25)  # labels 0 and 3
+    assert metrics["zero_shot_forget_accuracy"] == pytest.approx(1.0)
+    rest = [c for c in known if c not in (0, 1, 2, 3)]
+    assert metrics["bystander_accuracy"] == pytest.approx(
+        sum(clip[c] for c in rest) / len(rest), abs=1e-6
+    )
+
+
+@pytest.fixture(scope="module")
+def learned(data: ImageData, make_strategy: Callable[..., ClapForget]) -> ClapForget:
+    strategy = make_strategy(forgetter="nothing", certify=False)
+    strategy.train(stream(data, "L0-5 F1").train_stream)
+    return strategy
+
+
+def test_calibration_error_is_the_fifteen_bin_sum(learned: ClapForget, data: ImageData) -> None:
+    retained = [0, 2, 3, 4, 5]
+    seen = snapshot(learned, data, retained)
+    rows = data.rows("test", retained)
+    head = learned.model.head
+    probs = head.predict(learned.cache(data.test, rows)).probs
+    confidence, answer = (part.numpy() for part in probs.max(1))
+    right = head.labels[torch.from_numpy(answer)].eq(data.test.targets[rows]).numpy()
+    edges = np.linspace(0, 1, 16)
+    error = 0.0
+    for low, high in itertools.pairwise(edges):
+        inside = (confidence > low) & (confidence <= high)
+        if inside.any():
+            error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    assert seen.ece == pytest.approx(error, abs=1e-4)
+    assert 0 < error < 1
+
+
+def test_a_snapshot_counts_each_class_among_all_names_it_met(
+    learned: ClapForget, data: ImageData
+) -> None:
+    seen = snapshot(learned, data, [0, 2, 3, 4, 5])
+    assert set(seen.strategy) == set(range(6))  # the "forgotten" one included
+    assert set(seen.clip) == set(range(100))
+    for label in range(6):
+        rows = data.rows("test", [label])
+        answer = learned.model.eval()(data.test.images(rows)).argmax(1)
+        assert seen.strategy[label] == pytest.approx(float((answer == label).float().mean()))
+    text = learned.model.clip.class_features(data.class_names, data.templates)
+    rows = data.rows("test", [3])
+    answer = (learned.model.clip.encode_image(data.test.images(rows)) @ text.T).argmax(1)
+    assert seen.clip[3] == pytest.approx(float((answer == 3).float().mean()))

@@ -1,0 +1,401 @@
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from clapforget import lab
+from clapforget.clip import (
+    BUILT_IN,
+    Clip,
+    build_clip,
+    load_clip,
+    read_metadata,
+    shipped_card,
+    tower_of,
+)
+from clapforget.errors import UserError
+from clapforget.pretrain import save_clip
+
+
+def state(clip: Clip) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in clip.model.state_dict().items()}
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
+
+
+# ---- identity and protection ---------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("name", "tower"),
+    [("visual.conv1.weight", "image"), ("visual.layer1.0.bn1.running_mean", "image"),
+     ("text_projection", "text"), ("token_embedding.weight", "text"), ("logit_scale", None)],
+)  # fmt: skip
+def test_one_weight_changes_the_fingerprint_of_its_tower_only(
+    random_clip: Clip, name: str, tower: str | None
+) -> None:
+    before = {which: random_clip.fingerprint(which) for which in (None, "image", "text")}
+    value = random_clip.model.state_dict()[name]
+    old = value.flatten()[-1].item()
+    value.view(-1)[-1] = old + 1e-3
+    after = {which: random_clip.fingerprint(which) for which in (None, "image", "text")}
+    assert {w for w in before if before[w] != after[w]} == {None, tower}
+    value.view(-1)[-1] = old
+    assert random_clip.fingerprint() == before[None]
+
+
+def test_fingerprints_tell_where_a_value_stands() -> None:
+    clip = build_clip("lab-tiny", seed=0)
+    before = clip.fingerprint("text")
+    with torch.no_grad():
+        weight = clip.model.text_projection
+        weight.copy_(weight.flip(0))
+    assert clip.fingerprint("text") != before
+
+
+def test_seeds_make_models_and_leave_the_global_generator_alone() -> None:
+    torch.manual_seed(7)
+    wanted = torch.rand(3)
+    torch.manual_seed(7)
+    first = build_clip("lab-tiny", seed=1)
+    assert torch.equal(torch.rand(3), wanted)
+    assert build_clip("lab-tiny", seed=1).fingerprint() == first.fingerprint()
+    assert build_clip("lab-tiny", seed=2).fingerprint() != first.fingerprint()
+
+
+def test_every_parameter_belongs_to_one_tower_or_is_the_scale(random_clip: Clip) -> None:
+    image, text = random_clip.parameter_names("image"), random_clip.parameter_names("text")
+    assert set(random_clip.parameter_names()) == {*image, *text, "logit_scale"}
+    assert not set(image) & set(text)
+    assert [tower_of(n) for n in ("visual.x", "logit_bias", "transformer.y")] == [
+        "image", None, "text",
+    ]  # fmt: skip
+
+
+def test_train_stays_in_eval_mode(random_clip: Clip) -> None:
+    for clip in (random_clip, random_clip.trainable_copy()):
+        assert clip.train() is clip
+        assert not any(module.training for module in clip.modules())
+    before = state(random_clip)
+    random_clip.train()
+    random_clip.encode_image(lab.draw("train", range(4)))
+    assert same(before, state(random_clip)), "batch statistics moved"
+
+
+def test_a_trainable_copy_leaves_the_original_alone(random_clip: Clip) -> None:
+    before = state(random_clip)
+    copy = random_clip.trainable_copy()
+    assert all(p.requires_grad for p in copy.model.parameters())
+    assert not any(p.requires_grad for p in random_clip.model.parameters())
+    assert copy.tokenizer is random_clip.tokenizer
+    v, t = copy.encode_image(lab.draw("train", range(4))), copy.encode_text(["a dosal"] * 4)
+    (v * t).sum().backward()
+    torch.optim.SGD(copy.model.parameters(), lr=1.0).step()
+    assert copy.fingerprint("image") != random_clip.fingerprint("image")
+    assert copy.fingerprint("text") != random_clip.fingerprint("text")
+    assert same(before, state(random_clip))
+
+
+def test_a_trainable_copy_trains_the_named_parameters_only(random_clip: Clip) -> None:
+    names = random_clip.parameter_names("text")
+    copy = random_clip.trainable_copy(names)
+    assert [n for n, p in copy.model.named_parameters() if p.requires_grad] == names
+    assert not any(p.requires_grad for p in random_clip.trainable_copy([]).model.parameters())
+
+
+# ---- encoding ------------------------------------------------------------------------------
+def test_features_are_open_clips_of_unit_norm(lab_clip: Clip) -> None:
+    images, texts = lab.draw("test", range(5)), ["a dosal", "one red nosut", ""]
+    x = (images / 255 - lab_clip.mean) / lab_clip.std
+    with torch.no_grad():
+        v = lab_clip.model.encode_image(x, normalize=True)
+        t = lab_clip.model.encode_text(lab_clip.tokenizer(texts), normalize=True)
+    torch.testing.assert_close(lab_clip.encode_image(images), v)
+    torch.testing.assert_close(lab_clip.encode_text(texts), t)
+    assert v.shape[1] == t.shape[1] == lab_clip.width
+    torch.testing.assert_close(lab_clip.encode_image(images).norm(dim=1), torch.ones(5))
+    torch.testing.assert_close(lab_clip.encode_text(texts).norm(dim=1), torch.ones(3))
+
+
+def test_bytes_and_fractions_are_the_same_image(lab_clip: Clip) -> None:
+    images = lab.draw("test", range(5))
+    torch.testing.assert_close(
+        lab_clip.encode_image(images), lab_clip.encode_image(images.float() / 255)
+    )
+
+
+def test_batches_are_a_matter_of_speed(lab_clip: Clip) -> None:
+    images, texts = lab.draw("test", range(7)), lab.captions("test", range(7))
+    torch.testing.assert_close(
+        lab_clip.encode_image(images, batch_size=3), lab_clip.encode_image(images)
+    )
+    tokens = lab_clip.tokenize(texts)
+    torch.testing.assert_close(
+        lab_clip.encode_tokens(tokens, batch_size=2), lab_clip.encode_text(texts)
+    )
+    assert lab_clip.encode_image(images[:0]).shape == (0, lab_clip.width)
+    assert lab_clip.encode_text(texts[:1])[:0].shape == lab_clip.encode_tokens(tokens[:0]).shape
+
+
+def test_class_features_are_the_mean_over_templates(lab_clip: Clip) -> None:
+    names, templates = ["dosal", "nosut"], ["a {}", "one {}", "we see a {}"]
+    e = lab_clip.encode_names(names, templates)
+    assert e.shape == (2, 3, lab_clip.width)
+    torch.testing.assert_close(e[1, 2], lab_clip.encode_text(["we see a nosut"])[0])
+    t = lab_clip.class_features(names, templates)
+    mean = sum(lab_clip.encode_text([w.format("dosal")])[0] for w in templates)
+    torch.testing.assert_close(t[0], mean / mean.norm())
+
+
+def open_clips(clip: Clip, images: torch.Tensor) -> torch.Tensor:
+    """open_clip's own evaluation transform, on Pillow images."""
+    config = clip.model.visual.preprocess_cfg
+    names = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+    transform = open_clip.image_transform(
+        config["size"], is_train=False, **{name: config[name] for name in names}
+    )
+    pictures = [Image.fromarray(i.permute(1, 2, 0).numpy()) for i in images]
+    return torch.stack([transform(p) for p in pictures])
+
+
+def smooth(height: int, width: int) -> torch.Tensor:
+    """Pictures without hard edges, where two resamplers must agree."""
+    y, x = torch.meshgrid(torch.linspace(0, 3, height), torch.linspace(0, 3, width), indexing="ij")
+    waves = torch.stack([torch.sin(x + k) * torch.cos(y * (k + 1) / 2) for k in range(3)])
+    return ((waves / 2 + 0.5) * 255).to(torch.uint8)[None]
+
+
+def test_preprocessing_of_images_of_the_models_size_is_open_clips(lab_clip: Clip) -> None:
+    images = lab.draw("test", range(6))
+    torch.testing.assert_close(
+        lab_clip.preprocess(images), open_clips(lab_clip, images), atol=1e-5, rtol=0
+    )
+
+
+@pytest.mark.parametrize("size", [(64, 64), (16, 16), (45, 45), (48, 64), (96, 64), (50, 33)])
+def test_resizing_is_open_clips_within_a_few_grey_levels(lab_clip: Clip, size) -> None:
+    images = smooth(*size)
+    ours, theirs = lab_clip.preprocess(images), open_clips(lab_clip, images)
+    assert ours.shape == theirs.shape == (1, 3, 32, 32)
+    grey = (ours - theirs).abs() * lab_clip.std * 255
+    assert grey.mean() < 1.5
+    assert grey.max() < 8
+
+
+@pytest.mark.parametrize("size", [(48, 64), (96, 64)])
+def test_a_model_that_squashes_its_images_is_given_squashed_ones(random_clip: Clip, size) -> None:
+    model = random_clip.model  # SigLIP and its kin: no crop, another mean, another filter
+    model.visual.preprocess_cfg |= {
+        "resize_mode": "squash", "interpolation": "bilinear",
+        "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.5, 0.5),
+    }  # fmt: skip
+    clip = Clip(model, random_clip.tokenizer, "lab-tiny")
+    ours, theirs = clip.preprocess(smooth(*size)), open_clips(clip, smooth(*size))
+    grey = (ours - theirs).abs() * clip.std * 255
+    assert grey.mean() < 1.5
+    assert grey.max() < 8
+
+
+def test_fine_grain_is_averaged_away_and_not_aliased(lab_clip: Clip) -> None:
+    images = torch.randint(256, (1, 3, 128, 128), generator=torch.Generator().manual_seed(0))
+    images = images.to(torch.uint8)
+    ours, theirs = lab_clip.preprocess(images), open_clips(lab_clip, images)
+    assert ((ours - theirs).abs() * lab_clip.std * 255).max() < 4
+
+
+def test_resizing_keeps_pixels_in_range(lab_clip: Clip) -> None:
+    hard = torch.zeros(1, 3, 20, 20)
+    hard[..., ::2, :] = 1  # bicubic overshoots at such edges
+    pixels = lab_clip.preprocess(hard) * lab_clip.std + lab_clip.mean
+    assert pixels.min() >= -1e-6 and pixels.max() <= 1 + 1e-6
+
+
+# ---- the built-in models -------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["lab-tiny", "cifar100-tiny"])
+def test_a_built_in_model_loads_and_has_a_card(name: str) -> None:
+    assert name in BUILT_IN
+    clip = load_clip(name)
+    assert (clip.name, clip.pretrained) == (name, "built-in")
+    assert clip.encode_image(lab.draw("test", [0])).shape == (1, clip.width)
+    card = shipped_card(name)
+    assert card["architecture"] == name and card["command"].startswith("clapforget pretrain")
+    assert card["seconds"] > 0 and card["zero_shot_known"] > 0.3
+    assert len(card["zero_shot_by_class"]) == 100
+
+
+def test_the_lab_model_knows_its_classes_and_no_others(lab_clip: Clip) -> None:
+    index = range(1000)
+    truth = torch.arange(1000) % 100
+    names = lab_clip.class_features(lab.class_names(), lab.TEMPLATES)
+    right = (lab_clip.encode_image(lab.draw("test", index)) @ names.T).argmax(1) == truth
+    by_class = right.view(10, 100).float().mean(0)
+    assert by_class[list(lab.known_classes())].mean() > 0.95
+    assert by_class[list(lab.new_classes() + lab.unseen_classes())].mean() < 0.05
+    card = shipped_card("lab-tiny")
+    assert card["excluded"] == []
+    assert card["classes"] == [lab.class_names()[c] for c in lab.known_classes()]
+    assert card["zero_shot_known"] == pytest.approx(
+        by_class[list(lab.known_classes())].mean().item(), abs=0.02
+    )
+
+
+# ---- files ---------------------------------------------------------------------------------
+@pytest.mark.parametrize("half", [True, False])
+def test_a_saved_model_comes_back_by_its_path(random_clip: Clip, tmp_path: Path, half) -> None:
+    path = tmp_path / "model.safetensors"
+    save_clip(random_clip, path, {"seed": "3"}, half=half)
+    assert read_metadata(path) == {"architecture": "lab-tiny", "seed": "3"}
+    by_path, by_name = load_clip(str(path)), load_clip("lab-tiny", str(path))
+    assert by_path.fingerprint() == by_name.fingerprint()
+    assert by_path.dtype == torch.float32
+    if half:
+        for name, value in by_path.model.state_dict().items():
+            torch.testing.assert_close(
+                value, random_clip.model.state_dict()[name], atol=1e-4, rtol=1e-3
+            )
+        again = tmp_path / "again.safetensors"
+        save_clip(by_path, again)
+        assert load_clip(str(again)).fingerprint() == by_path.fingerprint()
+    else:
+        assert by_path.fingerprint() == random_clip.fingerprint()
+
+
+def test_a_plain_torch_state_dict_loads(random_clip: Clip, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save(random_clip.model.state_dict(), path)
+    assert load_clip("lab-tiny", str(path)).fingerprint() == random_clip.fingerprint()
+
+
+def complaint(name: str, pretrained: str | None = None) -> str:
+    with pytest.raises(UserError) as caught:
+        load_clip(name, pretrained)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "; " in message, "no word on what to do"
+    return message
+
+
+def test_an_unknown_model_is_answered_with_the_nearest() -> None:
+    assert "did you mean" in complaint("lab-tinny") and "lab-tiny" in complaint("lab-tinny")
+    assert "ViT-B-32" in complaint("VitB32")
+    assert "lab-tiny" in complaint("qqqqqq")
+    with pytest.raises(UserError, match="unknown model"):
+        build_clip("nothing-like-it")
+
+
+def test_an_unknown_tag_is_answered_with_the_known_ones() -> None:
+    message = complaint("ViT-B-32", "laion999")
+    assert "laion999" in message and "laion2b_s34b_b79k" in message
+    assert "none" in complaint("lab-tiny", "openai")
+    assert "openai" in complaint("ViT-B-32")  # no tag at all
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".bin"])
+def test_a_missing_file_is_named(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"nowhere{suffix}"
+    assert str(path) in complaint("lab-tiny", str(path))
+    if suffix == ".safetensors":
+        assert str(path) in complaint(str(path))
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, 50_000])
+def test_a_truncated_file_is_named(random_clip: Clip, tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "model.safetensors"
+    save_clip(random_clip, path)
+    path.write_bytes(path.read_bytes()[:kept])
+    for message in (complaint(str(path)), complaint("lab-tiny", str(path))):
+        assert str(path) in message and "truncated" in message
+
+
+def test_a_truncated_torch_file_is_named(random_clip: Clip, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(random_clip.model.state_dict(), path)
+    path.write_bytes(path.read_bytes()[:50_000])
+    assert str(path) in complaint("lab-tiny", str(path))
+
+
+def test_weights_of_another_architecture_are_refused(random_clip: Clip, tmp_path: Path) -> None:
+    marked, bare = tmp_path / "marked.safetensors", tmp_path / "bare.safetensors"
+    save_clip(random_clip, marked)
+    save_file(load_file(marked), bare)  # the same weights, but nothing says what they are of
+    assert "is of model lab-tiny, not cifar100-tiny" in complaint("cifar100-tiny", str(marked))
+    assert str(bare) in complaint("cifar100-tiny", str(bare))
+    assert "architecture" in complaint(str(bare))
+    assert load_clip("lab-tiny", str(bare)).name == "lab-tiny"
+
+
+@pytest.mark.parametrize("content", [[1, 2], {}, {"state_dict": {}}, "text", {"a": torch.ones(2)}])
+def test_a_torch_file_of_something_else_is_refused(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "other.pt"
+    torch.save(content, path)
+    assert str(path) in complaint("lab-tiny", str(path))
+
+
+class Payload:
+    """Unpickling it would write a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("how", ["torch", "torch-legacy", "pickle"])
+@pytest.mark.parametrize("suffix", [".pt", ".bin", ".ckpt", ".safetensors"])
+def test_no_code_in_a_weights_file_is_run(tmp_path: Path, how: str, suffix: str) -> None:
+    target, path = tmp_path / "harm", tmp_path / f"weights{suffix}"
+    content = {"logit_scale": torch.ones(()), "visual": Payload(target)}
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=how == "torch")
+    assert str(path) in complaint("lab-tiny", str(path))
+    assert not target.exists()
+    if how == "pickle":  # the payload is a live one
+        pickle.loads(path.read_bytes())
+        assert target.exists()
+
+
+SCRIPT = """
+import sys
+from clapforget.clip import load_clip
+from clapforget.errors import UserError
+try:
+    load_clip(*sys.argv[1:])
+except UserError as error:
+    print(error)
+    sys.exit(2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [(("ViT-B-32", "laion400m_e32"), "ViT-B-32"),
+     (("hf-hub:nobody/nothing",), "nobody/nothing")],
+)  # fmt: skip
+def test_without_a_network_the_error_says_soon_what_to_fetch(tmp_path, arguments, named) -> None:
+    nowhere = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https", "all")}
+    nowhere |= {name.upper(): value for name, value in nowhere.items()}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("HF_")
+    } | nowhere | {"HF_HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}  # fmt: skip
+    began = time.monotonic()
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments], env=environment, timeout=120,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 2, run.stderr
+    assert run.stdout.count("\n") == 1
+    assert named in run.stdout and "cannot download" in run.stdout
+    assert time.monotonic() - began < 20 + 10  # of which some are imports

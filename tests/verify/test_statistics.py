@@ -1,0 +1,104 @@
+"""Intervals, against formulas, other libraries and simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from clapforget.verify import statistics
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 1), (0, 36), (3, 40), (20, 40), (40, 40), (977, 1000)])
+def test_a_proportion_has_wilsons_interval(k: int, n: int) -> None:
+    value, (low, high) = statistics.proportion(np.arange(n) < k)
+    z = stats.norm.ppf(0.975)
+    p = k / n
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    assert value == pytest.approx(p)
+    assert (low, high) == pytest.approx((centre - half, centre + half), abs=1e-9)
+
+
+@pytest.mark.parametrize(("n", "below"), [(34, False), (35, True), (40, True)])
+def test_how_many_images_without_error_lie_below_ten_percent(n: int, below: bool) -> None:
+    _, (_, high) = statistics.proportion(np.zeros(n, dtype=bool))
+    assert (high <= 0.10) == below
+
+
+def test_a_mean_has_students_interval() -> None:
+    values = np.random.default_rng(0).normal(3, 2, 30)
+    value, interval = statistics.mean(values)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert value == pytest.approx(values.mean())
+    assert interval == pytest.approx((expected.low, expected.high))
+
+
+def test_a_single_value_is_its_own_interval() -> None:
+    assert statistics.mean(np.array([2.5])) == (2.5, (2.5, 2.5))
+
+
+def test_a_paired_drop_has_the_interval_of_a_paired_t_test() -> None:
+    rng = np.random.default_rng(1)
+    before, after = rng.random(80) < 0.9, rng.random(80) < 0.7
+    value, interval = statistics.paired_drop(before, after)
+    expected = stats.ttest_rel(before.astype(float), after.astype(float)).confidence_interval(0.95)
+    assert value == pytest.approx(before.mean() - after.mean())
+    assert interval == pytest.approx((expected.low, expected.high))
+    assert value > 0  # a loss is a positive drop
+
+
+def test_pairs_that_did_not_change_have_no_interval_to_speak_of() -> None:
+    right = np.array([True, False, True])
+    assert statistics.paired_drop(right, right) == (0.0, (0.0, 0.0))
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("shift", [-1.0, 0.0, 0.7])
+def test_auroc_is_that_of_scikit_learn(shift: float, ties: bool) -> None:
+    rng = np.random.default_rng(2)
+    positive, negative = rng.normal(shift, 1, 120), rng.normal(0, 1, 150)
+    if ties:
+        positive, negative = positive.round(), negative.round()
+    value, (low, high) = statistics.auroc(positive, negative, np.random.default_rng(3))
+    labels = np.r_[np.ones(120), np.zeros(150)]
+    assert value == pytest.approx(roc_auc_score(labels, np.r_[positive, negative]))
+    assert low <= value <= high
+
+
+def test_auroc_is_one_where_all_positives_lie_above_and_zero_where_below() -> None:
+    rng = np.random.default_rng(0)
+    high, low = np.arange(10, 20.0), np.arange(5.0)
+    assert statistics.auroc(high, low, rng) == (1.0, (1.0, 1.0))
+    assert statistics.auroc(low, high, rng) == (0.0, (0.0, 0.0))
+
+
+def test_the_bootstrap_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    truth = float(stats.norm.cdf(1 / math.sqrt(2)))  # P(N(1,1) > N(0,1))
+    covered, rounds = 0, 200
+    for round_ in range(rounds):
+        rng = np.random.default_rng([4, round_])
+        _, (low, high) = statistics.auroc(
+            rng.normal(1, 1, 60), rng.normal(0, 1, 60), rng, resamples=300
+        )
+        covered += low <= truth <= high
+    assert 0.88 <= covered / rounds <= 0.99
+
+
+def test_the_bootstrap_depends_on_its_generator_alone() -> None:
+    data = np.random.default_rng(5)
+    positive, negative = data.normal(0.5, 1, 700), data.normal(0, 1, 700)
+    runs = [statistics.auroc(positive, negative, np.random.default_rng(s)) for s in (1, 1, 2)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_many_samples_are_thinned_without_moving_the_value_much() -> None:
+    rng = np.random.default_rng(6)
+    positive, negative = rng.normal(0.5, 1, 3000), rng.normal(0, 1, 3000)
+    whole = roc_auc_score(np.r_[np.ones(3000), np.zeros(3000)], np.r_[positive, negative])
+    value, (low, high) = statistics.auroc(positive, negative, rng)
+    assert low <= whole <= high
+    assert abs(value - whole) < 0.05
