@@ -11,7 +11,7 @@ demo: $(STAMP)
 	$(BIN)/clapforget run --out $(OUT) --overwrite
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -298,7 +298,7 @@ def _check_architecture(name: str) -> None:
 
 def _create(name: str, pretrained: str | None, device: str) -> nn.Module:
     level = logging.getLogger().level
-    logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that weights are random: meant
+    logging.getLogger().setLevel(logging.CRITICAL)  # what open_clip logs, our own message says
     try:
         return open_clip.create_model(
             name, pretrained=pretrained, device=device, precision="fp32", weights_only=True

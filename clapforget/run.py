@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+import typing
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -144,8 +146,8 @@ def pretrain_source(source: str, data: Path | None, exclude: list[str]) -> tuple
 def check_device(device: str) -> None:
     """:raises UserError: if the device is unknown or absent."""
     try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
             f"device {device!r} is not available", "use cpu, or check the driver"
         ) from error
@@ -162,18 +164,34 @@ def _read_request(out: Path) -> RunRequest | None:
     path = out / "config.yaml"
     if not path.is_file():
         return None
+    damaged = UserError(f"{path} is damaged", "start again with --overwrite")
     try:
-        return RunRequest(**yaml.safe_load(path.read_text())["request"])
+        values = yaml.safe_load(path.read_text())["request"]
+        known = typing.get_type_hints(RunRequest)
+        if set(values) != set(known):
+            raise damaged
+        whole = all(_is_a(values[name], hint) for name, hint in known.items())
     except (yaml.YAMLError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} is damaged ({type(error).__name__})", "start again with --overwrite"
-        ) from error
+        raise damaged from error
+    if not whole:
+        raise damaged
+    return RunRequest(**values)
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a value from a file is of one of the types of a field's annotation."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return any(isinstance(value, typing.get_origin(kind) or kind) for kind in kinds)
 
 
 def _check_folder(out: Path, request: RunRequest, resume: bool, overwrite: bool) -> RunRequest:
     """What to run: the request, or the one that the folder's run was started with."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file", "name a folder")
+    if blocked := [parent for parent in out.parents if parent.exists() and not parent.is_dir()]:
+        raise UserError(
+            f"--out {out} lies below {blocked[0]}, which is a file", "name another folder"
+        )
     present = [name for name in RUN_FILES if (out / name).exists()]
     if resume:
         saved = _read_request(out)

@@ -71,6 +71,9 @@ class StrategyOptions:
         for group, name, least in (
             ("memory", "size", 1), ("training", "epochs", 1), ("training", "batch_size", 1),
             ("clap", "samples", 1), ("posterior", "steps", 0), ("training", "consolidation_epochs", 0),
+            ("clap", "feedforward", 1), ("clap", "dropout", 0), ("clap", "kl_weight", 0),
+            ("clap", "language_weight", 0), ("posterior", "batch_size", 1), ("posterior", "lr", 0),
+            ("training", "lr", 0), ("training", "consolidation_lr", 0), ("training", "warm_up", 0),
         ):  # fmt: skip
             value = getattr(getattr(self, group), name)
             if value < least:

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 import clapforget.clip
 import clapforget.run  # now, not in the first case: plotting libraries write caches
 from clapforget import cli
+from clapforget.run import RunRequest
 
 WEIGHTS = Path(clapforget.clip.__file__).parent / "weights"
 CLASSES = ("ant", "bee", "cow", "dog")
@@ -52,7 +53,7 @@ def class_folders(root: Path) -> Path:
 def a_run(folder: Path) -> Path:
     """A folder as an interrupted run leaves it, without having lived through one."""
     folder.mkdir(parents=True)
-    request = {"scenario": "lab-smoke", "sequence": "L0,1 L2", "settings": {"training.epochs": 1}}
+    request = asdict(RunRequest("lab-smoke", sequence="L0,1 L2", settings={"training.epochs": 1}))
     config = {"scenario": "lab-smoke", "seed": 0, "request": request, "versions": {}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (folder / "events.jsonl").write_text("")

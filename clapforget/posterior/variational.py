@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from clapforget import uncertainty
 from clapforget.adapter import StackedGaussianAdapters, VisualGuidedAttention
+from clapforget.errors import UserError
 from clapforget.objectives import expected_cross_entropy, kl_to_prior, language_aware
 from clapforget.posterior.predictive import Predictive
 
@@ -119,6 +120,11 @@ class VariationalHead(nn.Module):
         self.width = width
         self.seed = seed
         s = self.settings
+        if s.heads < 1 or width % s.heads:
+            raise UserError(
+                f"setting clap.heads={s.heads} does not divide the model's width {width}",
+                "choose a divisor",
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.attention = VisualGuidedAttention(width, s.heads, s.feedforward, s.dropout)

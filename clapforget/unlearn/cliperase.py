@@ -124,8 +124,8 @@ class CLIPErase(Forgetter):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "default": {},
         "published": {
-            "forgetting": "dot", "retain_weight": 1.0, "vocabulary_weight": 0.0, "train": "all", "positives": "diagonal",
-            "lr": 1e-6, "steps": 0, "forget_batch": 16, "retain_batch": 16,
+            "forgetting": "dot", "retain_weight": 1.0, "vocabulary_weight": 0.0, "train": "all",
+            "positives": "diagonal", "lr": 1e-6, "steps": 0, "forget_batch": 16, "retain_batch": 16,
         },
     }  # fmt: skip
     settings: CLIPEraseSettings
