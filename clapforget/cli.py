@@ -203,6 +203,9 @@ def _order(text: str | None) -> list[int] | None:
         ) from error
 
 
+_INTERRUPTED = 130
+
+
 def main() -> None:
     """Entry point: readable errors, exit code 2 for the user's mistakes."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -212,13 +215,14 @@ def main() -> None:
     except UserError as error:
         _fail(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("\nclapforget: interrupted; the same command with --resume goes on\n")
-        sys.exit(130)
+        code = _INTERRUPTED
     except Exception as error:  # click's usage errors, whichever copy of click typer brings
         message = getattr(error, "format_message", None)
         if message is None:
             raise
         _fail(f"{message()}; see 'clapforget --help'")
+    if code == _INTERRUPTED:
+        sys.stderr.write("\nclapforget: interrupted; the same command with --resume goes on\n")
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -67,14 +67,20 @@ def load_checkpoint(path: Path, strategy: Any, base: Clip) -> int:
         return {k.removeprefix(name): v for k, v in state.items() if k.startswith(name)}
 
     model = strategy.model
-    changed = part("clip.")
-    model.clip.model.load_state_dict({**model.clip.model.state_dict(), **changed})
-    head = part("head.")
-    model.head.load_state_dict(head)
-    strategy.memory.load_state_dict(part("memory."))
-    strategy.memory_views = state["memory_views"].to(model.clip.device)
-    strategy.cache.use(model.clip)
-    names, templates = json.loads(meta["text"])
-    model.describe(names, templates)
+    try:
+        changed = part("clip.")
+        model.clip.model.load_state_dict({**model.clip.model.state_dict(), **changed})
+        head = part("head.")
+        model.head.load_state_dict(head)
+        strategy.memory.load_state_dict(part("memory."))
+        strategy.memory_views = state["memory_views"].to(model.clip.device)
+        strategy.cache.use(model.clip)
+        names, templates = json.loads(meta["text"])
+        model.describe(names, templates)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"checkpoint {path} is not of such a run ({type(error).__name__})",
+            "start again with --overwrite",
+        ) from error
     strategy.clock.train_exp_counter = int(meta["done"])
     return int(meta["done"])

@@ -178,9 +178,17 @@ class ClapForget(UnlearningTemplate):
         self._noise = self._generator(2 if stage == "newest" else 3)
 
     def _train_exp(self, experience: Any, eval_streams: Any = None, **kwargs: Any) -> None:
-        if self.is_forgetting:
-            self.forget(experience)
-            return
+        """Dropout and Pyro draw from torch's global generator: here it is seeded for the experience,
+        and the caller's state comes back afterwards."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self._seed_now())
+            if self.is_forgetting:
+                self.forget(experience)
+            else:
+                self._learn(experience, eval_streams, **kwargs)
+
+    def _learn(self, experience: Any, eval_streams: Any, **kwargs: Any) -> None:
         super()._train_exp(experience, eval_streams, **kwargs)
         self._select(experience)
         head, s = self.model.head, self.training_settings
@@ -249,6 +257,9 @@ class ClapForget(UnlearningTemplate):
         self.schedule.step()
 
     def make_eval_dataloader(self, **kwargs: Any) -> None:
+        data = getattr(self.experience, "data", None)
+        if data is not None:
+            self.model.describe(data.class_names, data.templates)
         labels = experience_labels(self.experience)
         self.dataloader = FeatureLoader(
             self.views(self.experience)[:, :1], labels, self.eval_mb_size

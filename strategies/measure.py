@@ -51,6 +51,9 @@ def snapshot(strategy: Any, data: ImageData, retained: Sequence[int]) -> Snapsho
     ece = None
     if kept.any():
         columns = head.columns(labels[met][kept])
+        probs = probs.clamp(
+            max=1 - 1e-6
+        )  # a confidence of exactly 1 falls out of torchmetrics' last bin
         ece = float(
             multiclass_calibration_error(probs[kept], columns, probs.shape[1], n_bins=15, norm="l1")
         )

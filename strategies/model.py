@@ -39,7 +39,12 @@ class ClapModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Log of the posterior predictive, [B, number of class labels]."""
-        return self.by_label(self.head.predict(self.features(x)).probs)
+        v = self.features(x)
+        if not len(self.head.labels):
+            return torch.full(
+                (len(v), max(len(self.class_names), 1)), _NEVER, device=v.device
+            ).log()
+        return self.by_label(self.head.predict(v).probs)
 
     # ---- text ------------------------------------------------------------------------------
     def describe(self, class_names: Sequence[str], templates: Sequence[str]) -> None:

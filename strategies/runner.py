@@ -35,8 +35,13 @@ RUN_FILES = (
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file in one step: a reader never sees half of it."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one step."""
     temporary = path.with_suffix(".writing")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.write_text(text)
     temporary.replace(path)
 
 
@@ -84,7 +89,7 @@ class Run:
         done = load_checkpoint(self.checkpoint, self.strategy, self.base)
         self._take_up(done)
         text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
-        (self.folder / "config.yaml").write_text(text)
+        write_text(self.folder / "config.yaml", text)
         stream = self.scenario.benchmark().train_stream
         for index, experience in enumerate(stream):
             if index >= done:

@@ -37,7 +37,7 @@ def test_lab():
     assert unseen_classes(scenario.data, scenario.requests) == tuple(range(90, 100))
     assert set(scenario.data.class_order[90:]) == set(world.unseen_classes())
     assert (scenario.model, scenario.pretrained) == ("lab-tiny", None)
-    assert (len(scenario.data.train), len(scenario.data.test)) == (10_000, 4_000)
+    assert (len(scenario.data.train), len(scenario.data.test)) == (10_000, 6_000)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def smoke():
 def test_lab_smoke(smoke):
     assert [r.kind[0] for r in smoke.requests] == list("llflf")
     assert [known_in(smoke, r) for r in smoke.requests] == [2, 2, 1, 2, 0]
-    assert (len(smoke.data.train), len(smoke.data.test)) == (4_000, 2_000)
+    assert (len(smoke.data.train), len(smoke.data.test)) == (4_000, 4_000)
     benchmark = smoke.benchmark()
     assert [e.request for e in benchmark.train_stream] == smoke.requests
     assert parse_sequence(smoke.sequence) == smoke.requests
