@@ -8,28 +8,20 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clapforget import uncertainty
 from clapforget.errors import UserError
 from clapforget.posterior.feature_map import FeatureMap, RandomReLU
-from clapforget.posterior.head import HEADS, Change, Head, OnePassHead
-from clapforget.posterior.predictive import Predictive
-from clapforget.posterior.sums_head import SumsHead
+from clapforget.posterior.head import HEADS, Change, OnePassHead
+from clapforget.posterior.point import PointHead, PointSumsHead
 from clapforget.seeding import generator_for
 
-__all__ = ["NearestMeanHead", "RanPACHead", "RanPACSettings", "RivalSettings", "ZeroShotHead"]
-
-
-@dataclass(frozen=True)
-class RivalSettings:
-    """No options."""
+__all__ = ["NearestMeanHead", "RanPACHead", "RanPACSettings", "ZeroShotHead"]
 
 
 @dataclass(frozen=True)
@@ -51,36 +43,8 @@ class RanPACSettings:
             )
 
 
-class _Point(Head):
-    """A head without a posterior: one logit a class, uncertainty of the softmax alone."""
-
-    Settings: ClassVar[type] = RivalSettings
-
-    @abstractmethod
-    def logits(self, v: Tensor) -> Tensor:
-        """Of image features [n, d], over all columns [n, C]."""
-
-    @torch.no_grad()
-    def predict(self, v: Tensor, batch_size: int = 4096) -> Predictive:
-        """Softmax of the logits; mutual information and variances are zero."""
-        return Predictive.cat([self._predict(part) for part in v.split(batch_size)])
-
-    def _predict(self, v: Tensor) -> Predictive:
-        logits = self.logits(v).masked_fill(self.hidden, -torch.inf)
-        probs = logits.softmax(-1)
-        entropy, zero = uncertainty.entropy(probs), probs.new_zeros(len(v))
-        return Predictive(
-            probs=probs, entropy=entropy, expected_entropy=entropy, mutual_information=zero,
-            variance=zero, variance_of_entropy=zero, energy=uncertainty.energy(logits),
-        )  # fmt: skip
-
-    def nats(self) -> Tensor:
-        """Zero: there is no posterior."""
-        return torch.zeros_like(self.labels, dtype=self.templates.dtype)
-
-
 @HEADS.register("zero-shot")
-class ZeroShotHead(_Point, OnePassHead):
+class ZeroShotHead(PointHead, OnePassHead):
     """Continual-CLIP: cosine with the text times CLIP's scale, among the classes met."""
 
     settings_group = "zero_shot"
@@ -100,49 +64,8 @@ class ZeroShotHead(_Point, OnePassHead):
         return {}
 
 
-class _PointSums(_Point, SumsHead):
-    """A point head on additive sums, so that a class can be subtracted."""
-
-    def forget(
-        self, change: Change, held: Any, settings: Any, generator: torch.Generator
-    ) -> dict[str, Any]:
-        """Subtract the classes' images. Where the image tower changed, or a class was learned afresh
-        from exemplars when it did, learn what remains afresh from the exemplars that are left."""
-        del held, settings, generator
-        met = self.met(change.labels)
-        afresh = self._outdated(change.tower) or bool(self.sums.carried[self.columns(met)].any())
-        if not afresh:
-            own = torch.isin(change.forget_labels, torch.tensor(met).to(change.forget_labels))
-            self._add(change.forget_before[own], change.forget_labels[own], -1.0)
-            for column in self.columns(met).tolist():
-                self.sums.clear(column)
-        self.retire(met)
-        self._solved = None
-        if not afresh:
-            return {}
-        sums = self.sums
-        for part in (sums.count, sums.first, sums.second):
-            part.zero_()
-        self._use(change.tower)
-        self._add(change.memory_after, change.memory_labels)
-        sums.carried = sums.count > 0
-        return {"relearned_from_exemplars": len(change.memory_after)}
-
-    def logits(self, v: Tensor) -> Tensor:
-        if not self.sums.count.any():
-            return self.scale * v @ self.text.T
-        if self._solved is None:
-            self._solved = self.solve()
-        scores = (self.map(v) @ self._solved.T).to(v.dtype)
-        return scores.masked_fill(self.retired | (self.sums.count == 0), -torch.inf)
-
-    @abstractmethod
-    def solve(self) -> Tensor:
-        """Class weights [C, D] from the sums."""
-
-
 @HEADS.register("nearest-mean")
-class NearestMeanHead(_PointSums):
+class NearestMeanHead(PointSumsHead):
     """SimpleCIL: cosine with the class mean, times CLIP's scale."""
 
     settings_group = "nearest_mean"
@@ -155,7 +78,7 @@ class NearestMeanHead(_PointSums):
 
 
 @HEADS.register("ranpac")
-class RanPACHead(_PointSums):
+class RanPACHead(PointSumsHead):
     """RanPAC without its first-session adapter: it answers with unscaled regression scores, as
     published, so its softmax says little of confidence."""
 

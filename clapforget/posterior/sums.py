@@ -79,3 +79,8 @@ class FeatureSums(nn.Module):
             part[column] = 0
         if not self.count.any():
             self.second.zero_()
+
+    def empty(self) -> None:
+        """Forget everything; the columns stay."""
+        for part in (self.count, self.first, self.second, self.class_second, self.carried):
+            part.zero_()

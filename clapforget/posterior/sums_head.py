@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clapforget.errors import UserError
 from clapforget.posterior.feature_map import FeatureMap, RandomReLU
@@ -26,13 +26,13 @@ class SumsHead(OnePassHead):
 
     def __init__(
         self, feature_map: FeatureMap | RandomReLU, by_class: bool, width: int, scale: float,
-        settings: Any, seed: int,
+        settings: Any, seed: int, sums: nn.Module | None = None,
     ) -> None:  # fmt: skip
-        """:param feature_map: φ. :param by_class: see :class:`FeatureSums`. The others as
-        :class:`Head`."""
+        """:param feature_map: φ. :param by_class: see :class:`FeatureSums`. :param sums: another
+        kind of sums in its place. The others as :class:`Head`."""
         super().__init__(width, scale, settings, seed)
         self.map = feature_map
-        self.sums = FeatureSums(feature_map.size, by_class)
+        self.sums: Any = FeatureSums(feature_map.size, by_class) if sums is None else sums
         self.register_buffer("tower", torch.zeros(0, dtype=torch.uint8))
         self._solved: Any = None
         """What was solved for from the sums; None after every change of them or of the text."""
