@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from clapforget.clip import Clip
+from clapforget.prefix import Budget, Prefix
 from clapforget.seeding import generator_for
 from clapforget.unlearn.base import ForgetTask, Pairs
 
@@ -46,8 +48,9 @@ class Batch:
 class Batches:
     """Endless random batches of a task's two sets; each is walked whole before it is shuffled anew.
 
-    The reference's features are computed once, when first asked for. Where the image tower stays as
-    it is, they serve as the features in training too, and no image is encoded twice.
+    The reference's features are computed once, when first asked for, and so is all that comes before
+    what may change (:mod:`clapforget.prefix`): where the image tower stays as it is, no image is
+    encoded twice. All of it goes when this object goes.
     """
 
     def __init__(
@@ -56,14 +59,17 @@ class Batches:
         task: ForgetTask,
         forget_batch: int,
         retain_batch: int,
-        frozen_images: bool = False,
+        changing: Collection[str] | None = None,
+        megabytes: float = 1024,
     ) -> None:
         """:param clip: the reference: the model before anything is forgotten.
         :param forget_batch: pairs in a batch of the forget set; the last of a walk may have fewer.
         :param retain_batch: pairs in a batch of the retain set.
-        :param frozen_images: whether the model in training keeps the reference's image tower.
+        :param changing: names of the parameters in which the model in training may differ from the
+            reference; None: all.
+        :param megabytes: memory for activations before those parameters.
         """
-        self.clip, self.task, self.frozen_images = clip, task, frozen_images
+        self.clip, self.task = clip, task
         self.rng = generator_for(task.seed, 1)
         self.scale = clip.scale.detach()
         self.size: dict[Which, int] = {"forget": forget_batch, "retain": retain_batch}
@@ -76,7 +82,9 @@ class Batches:
         ids = {name: i for i, name in enumerate(self.names)}
         self._group: dict[Which, Tensor] = {}
         self._name: dict[Which, Tensor] = {}
-        self._tokens: dict[Which, Tensor] = {}
+        self._texts: dict[Which, Prefix] = {}
+        self._images: dict[Which, Prefix] = {}
+        budget = Budget(megabytes)
         which: Which
         for which in ("forget", "retain"):
             names = self.set(which).names
@@ -84,9 +92,10 @@ class Batches:
             index = {name: i for i, name in enumerate(distinct)}
             self._name[which] = torch.tensor([index[name] for name in names], dtype=torch.long)
             self._group[which] = torch.tensor([ids[name] for name in names], dtype=torch.long)
-            self._tokens[which] = self._tokenize(distinct)
-        self.word_tokens = self._tokenize(self.words)
-        self._features: dict[Which, tuple[Tensor, Tensor]] = {}
+            texts, images = self._tokenize(distinct), self.set(which).images
+            self._texts[which] = Prefix(clip, "text", texts, changing, budget)
+            self._images[which] = Prefix(clip, "image", images, changing, budget)
+        self._words = Prefix(clip, "text", self._tokenize(self.words), changing, budget)
 
     def _tokenize(self, names: list[str]) -> Tensor:
         texts = [template.format(name) for name in names for template in self.task.templates]
@@ -100,20 +109,15 @@ class Batches:
         """Batches in one walk through a set."""
         return -(-len(self.set(which)) // self.size[which])
 
-    @torch.no_grad()
     def reference(self, which: Which) -> tuple[Tensor, Tensor]:
         """The reference's image features [n, d] of a set, and text features [m, d] of its distinct
         names in every template."""
-        if which not in self._features:
-            v = self.clip.encode_image(self.set(which).images)
-            self._features[which] = v, self.clip.encode_tokens(self._tokens[which])
-        return self._features[which]
+        return self._images[which].reference, self._texts[which].reference
 
-    @cached_property
-    @torch.no_grad()
+    @property
     def word_features(self) -> Tensor:
         """The reference's text features [m, d] of :attr:`words` in every template."""
-        return self.clip.encode_tokens(self.word_tokens)
+        return self._words.reference
 
     def _rows(self, which: Which) -> Tensor:
         if not self._queue[which]:
@@ -130,19 +134,18 @@ class Batches:
         wording = torch.randint(len(self.task.templates), (len(rows),), generator=self.rng)
         prompts = self._name[which][rows] * len(self.task.templates) + wording
         distinct, back = prompts.unique(return_inverse=True)
-        t = clip.encode_tokens(self._tokens[which][distinct.to(device)])[back.to(device)]
+        t = self._texts[which](clip, distinct)[back.to(device)]
+        v = self._images[which](clip, rows)
         v_all, t_all = self.reference(which)
         v0, t0 = v_all[rows.to(device)], t_all[prompts.to(device)]
-        images = self.set(which).images
-        v = v0 if self.frozen_images else clip.encode_image(images[rows.to(images.device)])
         return Batch(v, t, self._group[which][rows].to(device), v0, t0)
 
     def next_words(self, clip: Clip, size: int) -> tuple[Tensor, Tensor]:
         """Text features [min(size, m), d] of a random part of the vocabulary: by ``clip``, and by
         the reference."""
-        size = min(size, len(self.word_tokens))
-        rows = torch.randperm(len(self.word_tokens), generator=self.rng)[:size].to(clip.device)
-        return clip.encode_tokens(self.word_tokens[rows]), self.word_features[rows]
+        size = min(size, len(self._words))
+        rows = torch.randperm(len(self._words), generator=self.rng)[:size]
+        return self._words(clip, rows), self.word_features[rows.to(clip.device)]
 
     @cached_property
     def unmatched_level(self) -> float:

@@ -6,16 +6,19 @@ original weights; among all evaluations of all tensors one deterministic rule pi
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from clapforget.clip import Clip, Tower
+from clapforget.clip import Clip, Tower, tower_of
 from clapforget.errors import UserError
+from clapforget.prefix import Budget, Prefix
 from clapforget.unlearn.base import Pairs
 
 __all__ = ["Judge", "Score", "Trial", "bisect", "choose", "hold_out", "select", "try_direction"]
@@ -58,44 +61,55 @@ class Score:
 
 
 class Judge:
-    """Classifies held-out images among names, encoding only the tower that has changed."""
+    """Classifies held-out images among names; what stays as it is, is encoded once."""
 
     def __init__(
         self, clip: Clip, forget: Pairs, retain: Pairs, names: Sequence[str],
-        templates: Sequence[str],
+        templates: Sequence[str], changing: Collection[str] | None = None, megabytes: float = 1024,
     ) -> None:  # fmt: skip
-        """:param clip: the model before: its features stand in for an untouched tower's.
+        """:param clip: the model before.
         :param names: candidates of the classification; names of pairs that lack are added.
+        :param changing: parameters in which a judged model may differ from ``clip``; None: all.
+        :param megabytes: memory for activations before those parameters.
         """
         self.names = list(dict.fromkeys([*names, *forget.names, *retain.names]))
-        self.templates = templates
-        self.images = [forget.images, retain.images]
         position = {name: i for i, name in enumerate(self.names)}
         labels = [position[name] for name in (*forget.names, *retain.names)]
         self.labels = torch.tensor(labels, device=clip.device)
         self.forget = len(forget)
-        self.v = self._images(clip)
-        self.t = self._texts(clip)
+        self._megabytes = megabytes
+        texts = [template.format(name) for name in self.names for template in templates]
+        self._frozen = [
+            *(Prefix(clip, "image", part.images, []) for part in (forget, retain) if len(part)),
+            Prefix(clip, "text", clip.tokenize(texts), []),
+        ]
+        self._inputs = self._cut(clip.parameter_names() if changing is None else changing)
+
+    def _cut(self, changing: Collection[str]) -> list[Prefix]:
+        towers = {tower_of(name) for name in changing}
+        budget = Budget(self._megabytes)
+        return [
+            Prefix(x.clip, x.tower, x.inputs, changing, budget) if x.tower in towers else x
+            for x in self._frozen
+        ]
+
+    def watching(self, changing: Collection[str]) -> Judge:
+        """The same judge for models that differ from the one before in these parameters only."""
+        other = copy.copy(self)
+        other._inputs = self._cut(changing)
+        return other
 
     @torch.no_grad()
-    def _images(self, clip: Clip) -> Tensor:
-        return torch.cat([clip.encode_image(images) for images in self.images if len(images)])
+    def logits(self, clip: Clip) -> Tensor:
+        """Cosines [n, C] of the forget images, then the retain images, with the names."""
+        *images, texts = (part(clip) for part in self._inputs)
+        v = torch.cat(images)
+        by_template = texts.view(len(self.names), -1, v.shape[1])
+        return v @ F.normalize(by_template.mean(1), dim=-1).T
 
-    @torch.no_grad()
-    def _texts(self, clip: Clip) -> Tensor:
-        return clip.class_features(self.names, self.templates)
-
-    def _features(self, clip: Clip, tower: Tower | None) -> tuple[Tensor, Tensor]:
-        v = self.v if tower == "text" else self._images(clip)
-        return v, self.t if tower == "image" else self._texts(clip)
-
-    def __call__(self, clip: Clip, tower: Tower | None = None) -> Score:
-        """Score a model.
-
-        :param tower: the only one that differs from the model before; None: both may.
-        """
-        v, t = self._features(clip, tower)
-        logits = v @ t.T
+    def __call__(self, clip: Clip) -> Score:
+        """Score a model."""
+        logits = self.logits(clip)
         own = logits.gather(1, self.labels[:, None])
         above = (~(logits <= own)).sum(1)  # a model that answers with NaN is wrong everywhere
         forget, retain = above[: self.forget], above[self.forget :]
@@ -153,12 +167,13 @@ def try_direction(
     original = parameter.detach().clone()
     share = (direction.norm() / original.float().norm()).item()
     first = top == 1 or len(judge.names) <= top
+    judge = judge.watching([tensor])
     trials: list[Trial] = []
 
     def gone(step: float) -> bool:
         with torch.no_grad():
             parameter.copy_(original + step * direction)
-        score = judge(clip, tower)
+        score = judge(clip)
         trials.append(Trial(concept, tensor, tower, step, step * share, score))
         tick()
         return (score.forget_top1 if first else score.forget_top5) == 0

@@ -165,7 +165,8 @@ class Slug(Forgetter):
     ) -> None:
         """Give every concept its gradient and its tensors' scores; the retain gradient is shared."""
         s = self.settings
-        model = gradient_model(clip, candidate_tensors(clip, s.towers, s.norms), s.mode == "train")
+        candidates = candidate_tensors(clip, s.towers, s.norms)
+        model = gradient_model(clip, candidates, s.mode == "train")
 
         def forgetting(now: Clip, batch: Batch) -> Tensor:
             return matched_cosine_loss(batch.cosines)
@@ -176,8 +177,8 @@ class Slug(Forgetter):
 
         def gradient(which: Which, forget: Pairs) -> dict[str, Tensor]:
             part = replace(task, forget=forget, retain=retain, vocabulary=())
-            frozen = s.towers == "text" and s.mode == "eval"
-            batches = Batches(clip, part, s.batch_size, s.batch_size, frozen_images=frozen)
+            changing = candidates if s.mode == "eval" else None
+            batches = Batches(clip, part, s.batch_size, s.batch_size, changing)
             loss = forgetting if which == "forget" else retention
             return mean_gradient(model, batches, which, loss)
 

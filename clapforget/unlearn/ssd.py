@@ -82,8 +82,9 @@ class SSD(Forgetter):
             empty = "retain" if len(task.forget) else "forget"
             raise UserError(f"the {empty} set is empty", "SSD weighs one against the other")
         names = clip.parameter_names(None if s.train == "all" else s.train)
-        model = gradient_model(clip, [name for name in names if not name.startswith("logit_")])
-        batches = Batches(clip, task, s.batch_size, s.batch_size, frozen_images=s.train == "text")
+        names = [name for name in names if not name.startswith("logit_")]
+        model = gradient_model(clip, names)
+        batches = Batches(clip, task, s.batch_size, s.batch_size, names)
         if s.loss == "pairs":
             d_f = fisher_diagonal(model, batches, "forget", _matched)
             d_r = fisher_diagonal(model, batches, "retain", _contrastive)

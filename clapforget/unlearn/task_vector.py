@@ -132,15 +132,14 @@ class NegMerge(Forgetter):
         seen = replace(task, forget=forget, retain=retain)
         merged, losses = self._merge(clip, seen)
 
-        judge = Judge(clip, forget_held, retain_held, task.vocabulary, task.templates)
-        tower = None if s.train == "all" else s.train
+        judge = Judge(clip, forget_held, retain_held, task.vocabulary, task.templates, merged)
         changed = clip.trainable_copy([])
-        before = judge(changed, tower)
+        before = judge(changed)
         scales = [s.largest * i / s.scales for i in range(s.scales + 1)]
         tried: list[dict[str, float]] = []
         for scale in scales:
             _subtract(changed, clip, merged, scale)
-            tried.append({"scale": scale} | asdict(judge(changed, tower)))
+            tried.append({"scale": scale} | asdict(judge(changed)))
         kept = [row for row in tried if row["retain_top1"] >= s.keep * before.retain_top1]
         best = min(kept, key=lambda row: (row["forget_top1"], row["scale"]))
         _subtract(changed, clip, merged, best["scale"])

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from clapforget.clip import Clip, tower_of
+from clapforget.clip import Clip
 from clapforget.errors import UserError
 from clapforget.seeding import generator_for
 from clapforget.unlearn.base import ForgetTask, Forgetter, Unlearned
@@ -58,6 +58,9 @@ class TrainedSettings:
     validation: float = 0.0
     """Fraction of the forget and the retain pairs held out to choose the best epoch on, by
     ``Acc(retain) − Acc(forget)``; 0: train on all, keep the last step."""
+    prefix_mb: float = 1024.0
+    """Memory for activations before what trains, computed once (:mod:`clapforget.prefix`); 0: none
+    is kept. The validation pairs have as much again."""
 
     def __post_init__(self) -> None:
         """:raises UserError: for numbers that cannot work."""
@@ -68,6 +71,8 @@ class TrainedSettings:
                 raise UserError(f"setting {name}={value}", "give 1 or more")
             if (name.endswith(("_weight", "_decay")) or name == "steps") and value < 0:
                 raise UserError(f"setting {name}={value}", "give 0 or more")
+        if self.prefix_mb < 0:
+            raise UserError(f"setting prefix_mb={self.prefix_mb}", "give 0 or more")
         if self.lr <= 0:
             raise UserError(f"setting lr={self.lr}", "give a positive number")
         if not 0 <= self.validation < 1:
@@ -132,12 +137,11 @@ class TrainedForgetter(Forgetter):
             )
         rng = generator_for(task.seed, 3)
         changed, chosen = trainable_copy(clip, s.train, s.blocks, s.rank, rng)
-        frozen_images = all(tower_of(name) != "image" for name in chosen)
         validation = None
         if s.validation:
             task, held = hold_out_task(task, s.validation)
-            validation = Validation(clip, held, frozen_images)
-        batches = Batches(clip, task, s.forget_batch, s.retain_batch, frozen_images)
+            validation = Validation(clip, held, chosen, s.prefix_mb)
+        batches = Batches(clip, task, s.forget_batch, s.retain_batch, chosen, s.prefix_mb)
         parameters = list(chosen.values())
         prepared = self.prepare(changed, batches, parameters)
         optimizer = type(self).make_optimizer(parameters, lr=s.lr, weight_decay=s.weight_decay)

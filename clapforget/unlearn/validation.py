@@ -6,13 +6,14 @@ programs choose on test data; nothing but the forget and the retain set is at ha
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from clapforget.clip import Clip, Tower
+from clapforget.clip import Clip
 from clapforget.seeding import generator_for
 from clapforget.unlearn.base import ForgetTask
 from clapforget.unlearn.search import Judge, hold_out
@@ -39,14 +40,17 @@ def hold_out_task(task: ForgetTask, fraction: float) -> tuple[ForgetTask, Forget
 class Validation:
     """Watches a training and keeps the parameters of its best step."""
 
-    def __init__(self, clip: Clip, held: ForgetTask, frozen_images: bool) -> None:
+    def __init__(
+        self, clip: Clip, held: ForgetTask, changing: Collection[str], megabytes: float = 1024
+    ) -> None:
         """:param clip: the model before training. :param held: the data to choose on.
-        :param frozen_images: whether training keeps the image tower, whose features are then
-            computed once.
+        :param changing: names of the parameters that train.
+        :param megabytes: memory for activations before those parameters.
         """
         names = [*held.forget.names, *held.retain.names, *held.vocabulary]
-        self._judge = Judge(clip, held.forget, held.retain, names, held.templates)
-        self._tower: Tower | None = "text" if frozen_images else None
+        self._judge = Judge(
+            clip, held.forget, held.retain, names, held.templates, changing, megabytes
+        )
         self._best: dict[str, Tensor] = {}
         self.history: list[dict[str, Any]] = []
         """``step``, ``forget_accuracy`` and ``retain_accuracy`` (fractions) of each look."""
@@ -55,7 +59,7 @@ class Validation:
     @torch.no_grad()
     def look(self, clip: Clip, step: int, parameters: dict[str, nn.Parameter]) -> None:
         """Measure the model after a step, and keep its parameters if it is the best so far."""
-        score = self._judge(clip, self._tower)
+        score = self._judge(clip)
         scores = {
             "forget_accuracy": round(score.forget_top1, 6),
             "retain_accuracy": round(score.retain_top1, 6),

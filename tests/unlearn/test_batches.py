@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 from clapforget import lab
-from clapforget.unlearn import ForgetTask, Pairs
+from clapforget.unlearn import FORGETTERS, ForgetTask, Pairs, make_forgetter
 from clapforget.unlearn.batches import Batches
 
 EMPTY = Pairs(torch.zeros(0, 3, 32, 32, dtype=torch.uint8), [])
@@ -12,7 +16,7 @@ EMPTY = Pairs(torch.zeros(0, 3, 32, 32, dtype=torch.uint8), [])
 
 @pytest.fixture
 def batches(lab_clip, task) -> Batches:
-    return Batches(lab_clip, task(), forget_batch=5, retain_batch=7, frozen_images=True)
+    return Batches(lab_clip, task(), 5, 7, lab_clip.parameter_names("text"))
 
 
 def test_a_walk_shows_every_pair_once_before_it_starts_anew(lab_clip, batches) -> None:
@@ -40,8 +44,8 @@ def test_each_text_is_the_pairs_name_in_one_of_the_templates(lab_clip, batches) 
 
 
 def test_a_frozen_model_has_its_reference_s_features(lab_clip, task) -> None:
-    for frozen in (True, False):
-        b = Batches(lab_clip, task(), 5, 7, frozen).next("forget", lab_clip)
+    for changing in (lab_clip.parameter_names("text"), None):
+        b = Batches(lab_clip, task(), 5, 7, changing).next("forget", lab_clip)
         torch.testing.assert_close(b.v, b.v0)
         torch.testing.assert_close(b.t, b.t0)
         torch.testing.assert_close(b.cosines, (b.v0 * b.t0).sum(1))
@@ -52,7 +56,7 @@ def test_frozen_images_are_encoded_once(lab_clip, task, frozen: bool, encoded: i
     seen: list[int] = []
     clip = lab_clip.trainable_copy([])
     clip.model.visual.register_forward_pre_hook(lambda _, images: seen.append(len(images[0])))
-    batches = Batches(clip, task(), 5, 7, frozen)
+    batches = Batches(clip, task(), 5, 7, clip.parameter_names("text") if frozen else None)
     for _ in range(1 if not frozen else 3):
         batches.next("forget", clip)
         batches.next("retain", clip)
@@ -85,3 +89,30 @@ def test_words_are_the_names_that_are_kept(lab_clip, task) -> None:
     assert len(now) == 2 * len(lab.TEMPLATES)
     torch.testing.assert_close(now, then)
     assert len(batches.next_words(lab_clip, 3)[0]) == 3
+
+
+@pytest.mark.parametrize("name", ["cliperase", "grad-diff", "salun", "munba", "multidelete"])
+def test_a_request_ends_where_it_would_without_and_leaves_nothing(
+    make_transformer, task, name: str
+) -> None:
+    clip = make_transformer()
+    options = {"train": "last-blocks", "blocks": 2, "steps": 2, "lr": 1e-3}
+    forgetter = make_forgetter(name, options)
+    kept = forgetter.unlearn(clip, task())
+    whole = make_forgetter(name, options | {"prefix_mb": 0}).unlearn(clip, task())
+    for a, b, start in zip(*(c.model.parameters() for c in (kept.clip, whole.clip, clip))):
+        assert (a - b).norm() <= 0.05 * (b - start).norm() + 1e-6
+    texts = [c.encode_text(["a red dosal", "pafom"]) for c in (kept.clip, whole.clip)]
+    assert F.mse_loss(*texts) < 1e-6
+    alive: list[weakref.ref] = []
+
+    class Watched(FORGETTERS.get(name)):
+        def terms(self, clip, batches, step):
+            found = super().terms(clip, batches, step)
+            kept = (*batches._images.values(), *batches._texts.values())
+            alive.extend(weakref.ref(x) for x in (batches, *(part._kept for part in kept)))
+            return found
+
+    result = Watched(forgetter.settings).unlearn(clip, task())
+    gc.collect()
+    assert len(alive) == 10 and result.steps == 2 and not any(ref() is not None for ref in alive)

@@ -93,7 +93,8 @@ def test_accuracies_are_torchmetrics_on_all_names(lab_clip, held) -> None:
     broken = lab_clip.trainable_copy([])
     torch.nn.init.normal_(broken.model.text_projection, generator=generator_for(1))
     t = broken.class_features(lab.class_names(), lab.TEMPLATES)
-    for clip, names in ((lab_clip, judge.t), (broken, t)):
+    whole = lab_clip.class_features(lab.class_names(), lab.TEMPLATES)
+    for clip, names in ((lab_clip, whole), (broken, t)):
         score = judge(clip)
         logits = [clip.encode_image(part.images) @ names.T for part in held]
         labels = [torch.tensor([lab.class_names().index(n) for n in p.names]) for p in held]
@@ -111,9 +112,9 @@ def test_only_the_changed_tower_is_encoded_again(lab_clip, held) -> None:
     for tower, name in (("text", "text_projection"), ("image", "visual.attnpool.c_proj.weight")):
         changed = lab_clip.trainable_copy([])
         torch.nn.init.normal_(changed.model.get_parameter(name), generator=generator_for(2))
-        assert judge(changed, tower) == judge(changed) != judge(lab_clip)
-        other = "image" if tower == "text" else "text"
-        assert judge(changed, other) == judge(lab_clip)
+        assert judge.watching([name])(changed) == judge(changed) != judge(lab_clip)
+        other = lab_clip.parameter_names("image" if tower == "text" else "text")
+        assert judge.watching(other)(changed) == judge(lab_clip)
 
 
 def test_names_that_the_vocabulary_lacks_are_added(lab_clip, held) -> None:

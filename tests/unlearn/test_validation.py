@@ -45,7 +45,7 @@ def test_the_best_look_is_kept_and_put_back(lab_clip, task, frozen: bool) -> Non
     clip = lab_clip.trainable_copy(["text_projection"])
     chosen = {"text_projection": clip.model.text_projection}
     t = lab_clip.class_features(["dosal"], lab.TEMPLATES)[0]
-    validation = Validation(lab_clip, request, frozen)
+    validation = Validation(lab_clip, request, lab_clip.parameter_names("text" if frozen else None))
     original = clip.model.text_projection.detach().clone()
 
     def set_to(value: torch.Tensor) -> None:
@@ -71,7 +71,7 @@ def test_accuracy_is_among_all_names_of_the_task(lab_clip, task, pairs) -> None:
                           ("a {}",), vocabulary)  # fmt: skip
         clip = lab_clip.trainable_copy([])
         clip.model.text_projection.data *= torch.linspace(-1, 1, 128)  # right only sometimes
-        validation = Validation(clip, held, frozen_images=False)
+        validation = Validation(clip, held, changing=clip.parameter_names())
         validation.look(clip, 1, {})
         names = [*(lab.class_names()[c] for c in known), *vocabulary]
         t = clip.encode_text([f"a {name}" for name in names])
