@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 Data = Annotated[Path | None, typer.Option(help="Folder with train/ and test/ class folders.")]
+Json = Annotated[Path | None, typer.Option("--json", help="File to write the numbers to.")]
 Seed = Annotated[int, typer.Option(help="Of class order, training and everything random.")]
 
 
@@ -168,9 +170,7 @@ app.add_typer(bench, name="bench")
 
 @bench.command("learn")
 def bench_learn(
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="File to write the numbers to.")
-    ] = None,
+    json_file: Json = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each side of a ratio.")] = 15,
     quick: Annotated[
         bool, typer.Option("--quick", help="Small sizes, to see that it runs.")
@@ -179,12 +179,35 @@ def bench_learn(
     """Learning: the fast path against the released program's arithmetic, and what goes around it."""
     from clapforget.bench.learn import measure
 
+    _measured(json_file, lambda: measure(rounds, quick, lambda line: say(f"measuring: {line}")))
+
+
+@bench.command("forget")
+def bench_forget(
+    json_file: Json = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each side of a ratio.")] = 5,
+    pairs: Annotated[
+        int, typer.Option(min=64, help="Pairs to forget, and as many to keep, on ViT-B-32.")
+    ] = 256,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small model and two methods, to see that it runs.")
+    ] = False,
+) -> None:
+    """Forgetting: what is computed once against the plain way, and what each method costs."""
+    from clapforget.bench.forget import measure
+
+    _measured(
+        json_file, lambda: measure(rounds, quick, pairs, lambda line: say(f"measuring: {line}"))
+    )
+
+
+def _measured(json_file: Path | None, measure: Callable[[], dict[str, Any]]) -> None:
+    """Print what is measured, and write it where it is wanted."""
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise UserError(f"--json {json_file}: there is no such folder", "make it first")
     if json_file is not None and json_file.exists():
         raise UserError(f"{json_file} exists already", "choose another --json")
-    found = measure(rounds, quick, lambda line: say(f"measuring: {line}"))
-    text = json.dumps(found, indent=2)
+    text = json.dumps(measure(), indent=2)
     say(text)
     if json_file is not None:
         json_file.write_text(text + "\n")
