@@ -14,6 +14,7 @@ from clapforget.features import FeatureCache
 from clapforget.posterior import ClassWeights, OnePassHead, Predictive, Stage
 from clapforget.posterior.pyro_form import elbo_loss
 from clapforget.posterior.terms import regularisers
+from clapforget.posterior.trained import TrainedHead
 from clapforget.posterior.weights import TopLatent
 from clapforget.seeding import generator_for
 from clapforget.strategies.buffer import UncertaintyBuffer, experience_samples
@@ -37,6 +38,8 @@ class ClapLearning(UnlearningTemplate):
     """
 
     model: ClapModel
+    mb_features: Tensor | None
+    mb_logits: Tensor | None
     mb_inputs: Tensor | None
     mb_weights: ClassWeights | None
     mb_top: TopLatent | None
@@ -133,9 +136,13 @@ class ClapLearning(UnlearningTemplate):
         self._start_stage("newest", s.lr, s.epochs, s.warm_up)
 
     def _start_stage(self, stage: Stage, lr: float, epochs: int, warm_up: float) -> None:
-        parameters = [p for p in self.model.head.parameters() if p.requires_grad]
+        head = self.model.head
         self.stage = stage
-        self.optimizer = torch.optim.SGD(parameters, lr=lr)
+        if isinstance(head, TrainedHead):
+            self.optimizer = head.optimizer(stage)
+        else:
+            parameters = [p for p in head.parameters() if p.requires_grad]
+            self.optimizer = torch.optim.SGD(parameters, lr=lr)
         steps = epochs * len(self.dataloader)  # type: ignore[arg-type]
         final = self.training_settings.final_lr
         self.schedule = warm_up_and_cosine(self.optimizer, steps, warm_up, final)
@@ -204,23 +211,31 @@ class ClapLearning(UnlearningTemplate):
             return self.model(v)
         head = self.model.head
         head.train()
-        head.attention.train(self.stage == "newest")  # dropout is off while attention is frozen
-        self.mb_inputs = head.inputs(v)
-        self.mb_weights, self.mb_top = head.posterior(self.mb_inputs, head.top_noise(self._noise))
-        with torch.no_grad():
-            mean = head.logits(self.mb_weights, v)[0]
-            logits = (mean if self.mb_top is None else mean.mean(0)).masked_fill(
-                head.retired, -torch.inf
-            )
-        return self.model.by_label(logits.softmax(-1))
+        self.mb_features = v
+        if isinstance(head, TrainedHead):
+            self.mb_logits = head.logits(v)
+            logits = self.mb_logits.detach()
+        else:
+            head.attention.train(self.stage == "newest")  # dropout is off while it is frozen
+            self.mb_inputs = head.inputs(v)
+            noise = head.top_noise(self._noise)
+            self.mb_weights, self.mb_top = head.posterior(self.mb_inputs, noise)
+            with torch.no_grad():
+                mean = head.logits(self.mb_weights, v)[0]
+                logits = mean if self.mb_top is None else mean.mean(0)
+        return self.model.by_label(logits.masked_fill(head.retired, -torch.inf).softmax(-1))
 
     def criterion(self) -> Tensor:
-        """CLAP's objective in training, negative log likelihood in evaluation."""
+        """The head's objective in training, negative log likelihood in evaluation."""
         if not self.is_training:
             return torch.nn.functional.nll_loss(self.mb_output, self.mb_y)
-        assert self.mb_weights is not None and self.mb_inputs is not None
-        head, v = self.model.head, self.model.features(self.mb_x)
+        head, v = self.model.head, self.mb_features
+        assert v is not None
         y = head.columns(self.mb_y)
+        if isinstance(head, TrainedHead):
+            assert self.mb_logits is not None
+            return head.loss(self.mb_logits, v, y)
+        assert self.mb_weights is not None and self.mb_inputs is not None
         weights, top, noise = self.mb_weights, self.mb_top, head.draw(v, self._noise)
         if self.training_settings.elbo == "pyro":
             latent = weights.mu + weights.sigma * noise.mean_latent
@@ -243,6 +258,7 @@ class ClapLearning(UnlearningTemplate):
 
     def _train_cleanup(self) -> None:
         super()._train_cleanup()
+        self.mb_features = self.mb_logits = None
         self.mb_inputs = self.mb_weights = self.mb_top = None
         self.model.zero_grad(set_to_none=True)
 
