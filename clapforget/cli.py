@@ -1,4 +1,4 @@
-"""The command line: ``clapforget run | report | list | pretrain | bench``.
+"""The command line: ``clapforget run | verify | report | list | pretrain | bench``.
 
 A user's mistake ends with one line on standard error and exit code 2; nothing is overwritten.
 """
@@ -88,6 +88,63 @@ def run(
         class_order=_order(class_order), settings=_settings(settings or []), twin=twin, device=device,
     )  # fmt: skip
     run_scenario(request, out, resume, overwrite, say)
+
+
+@app.command()
+def verify(
+    after: Annotated[str, typer.Option(help="The model that is to have forgotten.")],
+    before: Annotated[
+        str | None, typer.Option(help="The model before: built-in name, NAME:TAG or file.")
+    ] = None,
+    request: Annotated[str | None, typer.Option(help="F3,12 or class names.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="'lab', or a folder with train/ and test/ class folders.")
+    ] = None,
+    retain: Annotated[
+        str | None, typer.Option(help="Classes to be kept: folder, file or names.")
+    ] = None,
+    unseen: Annotated[
+        str | None, typer.Option(help="Classes never learned: folder, file or names.")
+    ] = None,
+    twin: Annotated[
+        str | None, typer.Option(help="A model that never saw the forgotten data.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Architecture of weights files.")] = None,
+    level: Annotated[
+        str, typer.Option(help="quick, or full with the attacks that train.")
+    ] = "full",
+    claim: Annotated[
+        str, typer.Option(help="association, or knowledge of the image tower as well.")
+    ] = "knowledge",
+    check: Annotated[
+        Path | None, typer.Option(help="A certificate: is --after the certified model?")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Certificate file to write.")] = None,
+    seed: Seed = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda …")] = "cpu",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
+) -> None:
+    """Did the model forget, or does it only look so? Examine any two open_clip checkpoints."""
+    from clapforget.run import check_device
+    from clapforget.run_verify import VerifyRequest, check_certificate, verify_models
+
+    check_device(device)
+    if check is not None:
+        same = check_certificate(check, after, model, device)
+        say(f"{after} is {'' if same else 'NOT '}the model that {check} certifies")
+        raise typer.Exit(0 if same else 1)
+    if before is None or request is None or data is None:
+        raise UserError("verify needs --before, --after, --request and --data", "name all four")
+    if out is not None and out.exists() and not overwrite:
+        raise UserError(f"{out} exists already", "choose another --out, or add --overwrite")
+    asked = VerifyRequest(before, after, request, data, model, twin, retain, unseen, level, claim,  # type: ignore[arg-type]
+                          seed, device)  # fmt: skip
+    certificate = verify_models(asked, say)
+    say(certificate.text)
+    say(f"verdict: {certificate.verdict} (rule {certificate.rule})")
+    if out is not None:
+        certificate.save(out)
+        say(f"certificate: {out}")
 
 
 @app.command()

@@ -43,6 +43,10 @@ class Certificate:
     scores: dict[str, Any] = field(default_factory=dict)
     """Quantiles (5, 25, 50, 75, 95 %) of each score by view, before and after."""
     text: str = ""
+    level: str = "quick"
+    """``quick`` or ``full``: see :mod:`clapforget.verify.examine`."""
+    seconds: float | None = None
+    """What the examination took."""
 
     def evidence_by_name(self, name: str) -> Evidence | None:
         """One piece of evidence."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import stats
 
-__all__ = ["Interval", "auroc", "mean", "paired_drop", "proportion"]
+__all__ = ["Interval", "auroc", "holm", "mean", "paired_drop", "proportion"]
 
 Interval = tuple[float, float]
 
@@ -51,3 +53,15 @@ def auroc(
     draws = np.einsum("bm,bm->b", weights_p, weights_n @ wins.T)
     low, high = np.quantile(draws, [0.025, 0.975])
     return float(wins.mean()), (float(low), float(high))
+
+
+def holm(p_values: Sequence[float], alpha: float = 0.05) -> list[bool]:
+    """Which hypotheses Holm's step-down procedure rejects (Holm 1979); keeps the family-wise error at
+    ``alpha`` whatever the dependence.
+    """
+    rejected = [False] * len(p_values)
+    for rank, place in enumerate(np.argsort(p_values)):
+        if p_values[place] > alpha / (len(p_values) - rank):
+            break
+        rejected[place] = True
+    return rejected

@@ -1,0 +1,163 @@
+"""``clapforget verify``: from two models and a folder of images to a certificate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from clapforget.clip import Clip
+from clapforget.errors import UserError
+from clapforget.loading import load_clip
+from clapforget.scenarios import ImageData, cifar100, folder, lab
+from clapforget.strategies.certify import package_versions
+from clapforget.verify import Certificate
+from clapforget.verify.document import certificate_of, check_model
+from clapforget.verify.examine import Level, examine
+from clapforget.verify.material import material_from
+from clapforget.verify.rules import Claim
+from clapforget.verify.subject import Subject
+
+__all__ = ["VerifyRequest", "check_certificate", "verify_models"]
+
+
+@dataclass(frozen=True)
+class VerifyRequest:
+    """What the command line asks for."""
+
+    before: str
+    after: str
+    request: str
+    data: str
+    model: str | None = None
+    twin: str | None = None
+    retain: str | None = None
+    unseen: str | None = None
+    level: Level = "full"
+    claim: Claim = "knowledge"
+    seed: int = 0
+    device: str = "cpu"
+
+
+def load_checkpoint(text: str, model: str | None, device: str = "cpu") -> Clip:
+    """A model by what a user writes: a built-in name, a file of weights, or ``architecture:tag``.
+
+    :param model: architecture of a file that does not say it.
+    :raises UserError: as :func:`~clapforget.loading.load_clip` does.
+    """
+    if Path(text).suffix or Path(text).exists():
+        if model is not None:
+            return load_clip(model, text, device)
+        if text.endswith(".safetensors"):
+            return load_clip(text, device=device)
+        raise UserError(f"{text} does not say of which architecture it is", "add --model NAME")
+    if text.startswith("hf-hub:"):
+        return load_clip(text, device=device)
+    name, _, tag = text.partition(":")
+    if model is not None and not tag:
+        name, tag = (name, "") if name == model else (model, name)
+    return load_clip(name, tag or None, device)
+
+
+def verify_models(request: VerifyRequest, say: Callable[[str], None]) -> Certificate:
+    """Examine. :raises UserError: for whatever is wrong with the request, the models or the data."""
+    if request.level not in ("quick", "full"):
+        raise UserError(f"unknown level {request.level!r}", "choose quick or full")
+    if request.claim not in ("association", "knowledge"):
+        raise UserError(f"unknown claim {request.claim!r}", "choose association or knowledge")
+    data = _data(request.data)
+    forget = _labels(request.request, data)
+    retain = None if request.retain is None else _part(request.retain, data)
+    unseen = None if request.unseen is None else _part(request.unseen, data)
+    before, after = (
+        load_checkpoint(text, request.model, request.device)
+        for text in (request.before, request.after)
+    )
+    twin = (
+        None
+        if request.twin is None
+        else load_checkpoint(request.twin, request.model, request.device)
+    )
+    for clip in filter(None, (after, twin)):
+        if {k: v.shape for k, v in clip.model.state_dict().items()} != {
+            k: v.shape for k, v in before.model.state_dict().items()
+        }:
+            raise UserError(
+                f"{clip.pretrained or clip.name} is of another architecture than the model before",
+                "give two states of one model",
+            )
+    if before.name != "lab-tiny" and request.data == "lab":
+        data = replace(data, known=None)  # what the built-in model knows says nothing of this one
+    m = material_from(data, forget, retain=retain, unseen=unseen, seed=request.seed)
+    found = examine(
+        Subject(before), Subject(after), m, None if twin is None else Subject(twin),
+        level=request.level, claim=request.claim, seed=request.seed,
+        say=lambda part: say(f"examining the model: {part}"),
+    )  # fmt: skip
+    text = "F" + ",".join(map(str, forget))
+    return certificate_of(found, m, text, before, after, request.seed, package_versions())
+
+
+def check_certificate(path: Path, after: str, model: str | None, device: str = "cpu") -> bool:
+    """Whether ``after`` is the model that a certificate speaks of.
+
+    :raises UserError: if the file is no certificate.
+    """
+    try:
+        certificate = Certificate.from_dict(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{path} cannot be read as a certificate ({error})", "check the path"
+        ) from error
+    return check_model(certificate, load_checkpoint(after, model, device))
+
+
+def _data(text: str) -> ImageData:
+    if text == "lab":
+        return lab(train_per_class=20, test_per_class=40)
+    root = Path(text)
+    if root.name.startswith("cifar100") and not (root / "train").is_dir():
+        return cifar100(root)
+    if (root / "train").is_dir():
+        return folder(root)
+    raise UserError(
+        f"--data {text} has no train/ and test/", "give 'lab' or a folder that has both"
+    )
+
+
+def _labels(text: str, data: ImageData) -> tuple[int, ...]:
+    """Labels of ``F3,12-14`` or of class names with commas between them."""
+    from clapforget.scenarios import Forget
+    from clapforget.scenarios.sequence import parse_sequence
+
+    names = {name.casefold() for name in data.class_names}
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if (
+        parts
+        and not all(p.replace("_", " ").casefold() in names for p in parts)
+        and text[:1] == "F"
+    ):
+        requests = parse_sequence(text)
+        if len(requests) != 1 or not isinstance(requests[0], Forget) or not requests[0].classes:
+            raise UserError(f"--request {text!r} is no request to forget classes", "write F3,12-14")
+        return tuple(requests[0].classes)
+    return tuple(dict.fromkeys(data.label_of(part) for part in parts))
+
+
+def _part(text: str, data: ImageData) -> Sequence[int]:
+    """Labels of classes named by a folder of class folders, a file with a name a line, or labels
+    or names with commas between them.
+    """
+    path = Path(text)
+    if path.is_dir():
+        home = path / "test" if (path / "test").is_dir() else path
+        names = sorted(p.name for p in home.iterdir() if p.is_dir() and not p.name.startswith("."))
+        return [data.label_of(name) for name in names]
+    if path.is_file():
+        return [
+            data.label_of(line.strip()) for line in path.read_text().splitlines() if line.strip()
+        ]
+    return _labels(text if not text[:1].isdigit() else f"F{text}", data)

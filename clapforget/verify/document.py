@@ -1,0 +1,105 @@
+"""From an examination to a certificate, and back: is this the certified model?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from clapforget.clip import Clip
+from clapforget.verify.certificate import Certificate
+from clapforget.verify.examine import Examination
+from clapforget.verify.material import Material
+from clapforget.verify.reading import Reading
+
+__all__ = ["certificate_of", "check_model", "plain_words", "schema", "weight_hashes"]
+
+
+def weight_hashes(clip: Clip) -> dict[str, str]:
+    """SHA-256 of the image tower, the text tower and all weights."""
+    return {
+        "image": clip.fingerprint("image"),
+        "text": clip.fingerprint("text"),
+        "all": clip.fingerprint(),
+    }
+
+
+def check_model(certificate: Certificate, clip: Clip) -> bool:
+    """Whether a model's weights are those that the certificate was written for."""
+    now = weight_hashes(clip)
+    then = certificate.weights["after"]
+    return all(now[part] == then[part] for part in now if part in then)
+
+
+def certificate_of(
+    found: Examination, m: Material, text: str, before: Clip, after: Clip, seed: int,
+    versions: Mapping[str, str],
+) -> Certificate:  # fmt: skip
+    """Write down an examination.
+
+    :param text: the request. :param versions: of the packages that results depend on.
+    """
+    images = m.test["forget"].images.contiguous()
+    each = sorted(hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in images.cpu())
+    names = [m.names[c] for c in m.forget]
+    judgement = found.judgement
+    reference = next(
+        (p.reference_name for p in found.evidence if p.role in ("both", "accuses")), "none"
+    )
+    return Certificate(
+        request={"text": text, "classes": list(m.forget), "names": names}, event=0,
+        verdict=judgement.verdict, rule=judgement.rule, weakest=judgement.weakest,
+        claim=judgement.claim, not_tested=judgement.not_tested, evidence=found.evidence,
+        forgetter={}, model={"name": before.name, "pretrained": before.pretrained},
+        weights={"before": weight_hashes(before), "after": weight_hashes(after)},
+        forget_data={"count": len(each), "sha256": hashlib.sha256("".join(each).encode()).hexdigest(),
+                     "ids": each},
+        seed=seed, versions=dict(versions), reference=reference or "none",
+        scores=_quantiles(found.readings), level=found.level, seconds=round(found.seconds, 2),
+        text=plain_words(names, judgement.verdict, judgement.weakest, judgement.claim),
+    )  # fmt: skip
+
+
+_FOUND = {
+    "forgotten": "cannot be told from one that the model never learned, by anything that was tried",
+    "suppressed": "is no longer answered as before, but it is still inside the model and can be brought out",
+    "retained": "is still answered by the model",
+    "damaged": "cannot be called cleanly forgotten: the model lost more than was asked",
+    "inconclusive": "could not be judged from the data at hand",
+}
+
+
+def plain_words(names: Sequence[str], verdict: str, weakest: str, claim: str) -> str:
+    """The certificate for someone who does not read tables."""
+    words = (
+        f"Asked to forget {', '.join(names)}. After the request, the concept {_FOUND[verdict]}. "
+    )
+    if verdict == "forgotten":
+        words += f"What is claimed: {claim}. "
+    return words + f"The most critical finding: {weakest}."
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema (draft 2020-12) of a certificate file."""
+    file = resources.files("clapforget.verify").joinpath("certificate.schema.json")
+    return json.loads(file.read_text())
+
+
+def _quantiles(readings: Mapping[str, Sequence[Reading]]) -> dict[str, Any]:
+    """Quantiles (5, 25, 50, 75, 95 %) of every score, forgotten beside unseen, before and after."""
+    result: dict[str, Any] = {}
+    for when in ("before", "after", "twin"):
+        for reading in readings.get(when, ()):
+            if reading.share or len(reading.forget) < 2:
+                continue
+            views = {"forget": reading.forget, "unseen": reading.unseen, "retain": reading.retain}
+            place = result.setdefault(reading.name, {}).setdefault(when, {})
+            for view, values in views.items():
+                if values is not None:
+                    points = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])
+                    place[view] = [round(float(q), 5) for q in points]
+    return result

@@ -1,0 +1,88 @@
+"""The whole examination: every witness on the model before, the model after and the twin."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from clapforget.verify.evidence import Evidence
+from clapforget.verify.kept import kept_evidence, kept_probability
+from clapforget.verify.material import Material
+from clapforget.verify.reading import FULL, WITNESSES, Level, Reading
+from clapforget.verify.rules import Claim, decide
+from clapforget.verify.subject import Subject
+from clapforget.verify.verdict import Judgement
+from clapforget.verify.weigh import weigh
+
+__all__ = ["Examination", "examine", "readings"]
+
+
+@dataclass
+class Examination:
+    """What was found and what it comes to."""
+
+    judgement: Judgement
+    evidence: list[Evidence]
+    seconds: float
+    level: Level
+    claim: Claim
+    readings: dict[str, list[Reading]] = field(default_factory=dict, repr=False)
+    """Of ``before``, ``after`` and ``twin``: a number an image."""
+
+
+def readings(subject: Subject, m: Material, level: Level, seed: int) -> list[Reading]:
+    """What all witnesses of a level read off one subject."""
+    names = [n for n in WITNESSES.names() if level == "full" or n not in FULL]
+    return [reading for name in names for reading in WITNESSES.get(name)(subject, m, seed)]
+
+
+def examine(
+    before: Subject,
+    after: Subject,
+    m: Material,
+    twin: Subject | None = None,
+    *,
+    level: Level = "full",
+    claim: Claim = "knowledge",
+    seed: int = 0,
+    before_readings: Sequence[Reading] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Examination:
+    """Did it forget? See :mod:`clapforget.verify.rules` for how it is decided.
+
+    :param twin: a model that never saw the forgotten data; without it unseen classes are the
+        reference. :param before_readings: of an earlier examination with the same before, material,
+        level and seed, to save their time. :param say: hears of each part as it begins.
+    """
+    began = time.monotonic()
+    say("before")
+    old = list(before_readings) if before_readings is not None else readings(before, m, level, seed)
+    say("after")
+    new = readings(after, m, level, seed)
+    if twin is not None:
+        say("twin")
+    reference = readings(twin, m, level, seed) if twin is not None else []
+    evidence = weigh(old, new, reference) + kept_evidence(before, after, m)
+    surety = kept_probability(after, m) / max(kept_probability(before, m), 1e-9)
+    judgement = decide(evidence, claim, surety, not_tested=not_tested(m, level, twin is not None))
+    return Examination(judgement, evidence, time.monotonic() - began, level, claim,
+                       {"before": old, "after": new, "twin": reference})  # fmt: skip
+
+
+def not_tested(m: Material, level: Level, twin: bool) -> list[str]:
+    """What an examination leaves out, and why."""
+    left = []
+    if level == "quick":
+        left.append("relearning, fine-tuning on retained data, learned prompts (level full does)")
+    if m.members is None:
+        left.append("membership of single images: not said on which images the model was trained")
+    elif not twin:
+        left.append("membership of single images: needs a twin as the model that never saw them")
+    if not m.neighbours:
+        left.append("neighbours: the data set names none")
+    if not m.unseen:
+        left.append("whatever needs unseen classes: none were given")
+    if not any(part in m.shots for part in ("forget", "retain")):
+        left.append("attacks that need images of their own: none besides the test images")
+    return [*left, "wordings, transforms and triggers other than those listed in the evidence"]

@@ -1,0 +1,119 @@
+"""What was to be kept: paired losses of retained classes, neighbours and bystanders."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy import stats
+
+from clapforget.verify import statistics
+from clapforget.verify.evidence import Evidence
+from clapforget.verify.material import Material, Part
+from clapforget.verify.subject import Subject
+
+__all__ = ["kept_evidence", "kept_probability", "right"]
+
+_CLASS_LOSS = 0.20
+_ALPHA = 0.05
+
+
+def right(subject: Subject, part: Part, m: Material, without: bool = False) -> torch.Tensor:
+    """Whether each image is answered right, [n]; classes the subject has no column for never are.
+
+    :param without: leave the forgotten names out of what is chosen among.
+    """
+    logits = subject.logits(part, m.names, m.templates)
+    columns = subject.column_labels(len(m.names)).to(logits.device)
+    if without:
+        logits = logits.masked_fill(
+            torch.isin(columns, torch.tensor(m.forget, device=columns.device)), -torch.inf
+        )
+    return columns[logits.argmax(1)] == part.labels.to(columns.device)
+
+
+def kept_probability(subject: Subject, m: Material) -> float:
+    """Mean probability of the right class on retained images."""
+    part = m.test["retain"]
+    probs = subject.logits(part, m.names, m.templates).softmax(1)
+    own = part.labels.to(probs.device)[:, None] == subject.column_labels(len(m.names)).to(
+        probs.device
+    )
+    return float((probs * own).sum(1).mean())
+
+
+def kept_evidence(before: Subject, after: Subject, m: Material) -> list[Evidence]:
+    """Accuracy before and after on the same images: by view, with the forgotten names among the
+    answers and without, by the subject and by bare CLIP; and the single class that lost most.
+    """
+    part = m.test["retain"]
+    columns = set(before.column_labels(len(m.names)).tolist())
+    views = {"retain": m.retain, "neighbours": m.neighbours, "bystanders": m.bystanders}
+    found = []
+    for prefix, how, old, new, met in _ways(before, after, columns):
+        then, now = right(old, part, m), right(new, part, m)
+        for view, classes in views.items():
+            rows = torch.isin(
+                part.labels, torch.tensor([c for c in classes if met is None or c in met])
+            )
+            if rows.any():
+                found.append(_loss(f"{prefix}{view}_accuracy", f"{_TITLES[view]}, {how}",
+                                   then[rows], now[rows], prefix))  # fmt: skip
+        rows = torch.tensor([met is None or int(c) in met for c in part.labels])
+        if not rows.any():
+            continue
+        found.append(_loss(f"{prefix}retain_accuracy_without_names",
+                           f"retained classes, {how}, forgotten names left out",
+                           right(old, part, m, True)[rows], right(new, part, m, True)[rows], prefix))  # fmt: skip
+        found.append(_worst(prefix, how, then[rows], now[rows], part.labels[rows], m))
+    return found
+
+
+_TITLES = {"retain": "retained classes", "neighbours": "neighbours", "bystanders": "bystanders"}
+
+
+def _ways(
+    before: Subject, after: Subject, columns: set[int]
+) -> list[tuple[str, str, Subject, Subject, set[int] | None]]:
+    ways: list[tuple[str, str, Subject, Subject, set[int] | None]] = []
+    if after.answer is not None:
+        ways.append(("", "answered by the head", before, after, columns))
+    return [*ways, ("clip_", "zero-shot by bare CLIP", before.bare(), after.bare(), None)]
+
+
+def _loss(
+    name: str, title: str, then: torch.Tensor, now: torch.Tensor, prefix: str
+) -> Evidence:  # fmt: skip
+    old, new = then.cpu().numpy(), now.cpu().numpy()
+    value, interval = statistics.proportion(new)
+    drop, drop_interval = statistics.paired_drop(old, new)
+    was = float(old.mean())
+    return Evidence(
+        name, title, "clip" if prefix else "behaviour", value, interval, was, was, None,
+        "before the request", "high", len(new), drop, drop_interval, role="kept",
+    )  # fmt: skip
+
+
+def _worst(prefix: str, how: str, then: torch.Tensor, now: torch.Tensor, labels: torch.Tensor,
+           m: Material) -> Evidence:  # fmt: skip
+    """The retained class that lost most: one-sided binomial test against a loss of at most 20 % of its
+    images, Holm-corrected over the classes.
+    """
+    lost = (then & ~now).cpu().numpy()
+    classes = np.unique(labels.numpy())
+    rows = [labels.numpy() == c for c in classes]
+    p = [
+        stats.binomtest(int(lost[r].sum()), int(r.sum()), _CLASS_LOSS, "greater").pvalue
+        for r in rows
+    ]
+    worst = int(np.argmin(p))
+    mine = rows[worst]
+    value, interval = statistics.proportion(now.cpu().numpy()[mine])
+    drop = float(then.cpu().numpy()[mine].mean() - value)
+    corrected = float(min(p) * len(p))
+    return Evidence(
+        f"{prefix}worst_class", f"the retained class that lost most ({m.names[int(classes[worst])]}), {how}",
+        "clip" if prefix else "behaviour", value, interval, float(then.cpu().numpy()[mine].mean()), None,
+        None, "before the request", "high", int(mine.sum()), drop, None,
+        holds=corrected > _ALPHA, role="kept",
+        note=f"p = {min(corrected, 1.0):.2g} against a loss of at most 20 %, Holm over {len(p)} classes",
+    )  # fmt: skip

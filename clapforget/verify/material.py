@@ -1,0 +1,142 @@
+"""What a verifier looks at: images by the part their classes play, and names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clapforget.errors import UserError
+from clapforget.seeding import generator_for
+
+__all__ = ["Material", "Part", "material_from"]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Labelled images: uint8 [n, 3, h, w] and labels [n]."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, n: int) -> Part:
+        """The first n images of each class."""
+        order = torch.cat([(self.labels == c).nonzero().flatten()[:n] for c in self.classes()])
+        return Part(self.images[order], self.labels[order])
+
+    def of(self, classes: Sequence[int]) -> Part:
+        """The images of some classes."""
+        rows = torch.isin(self.labels, torch.tensor(list(classes)))
+        return Part(self.images[rows], self.labels[rows])
+
+    def classes(self) -> list[int]:
+        """The labels that occur, ascending."""
+        return sorted(set(self.labels.tolist()))
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """Images and names for one request.
+
+    Test images are only looked at. Attack images (``shots``) are what an attacker is given; no image
+    is both.
+    """
+
+    names: Sequence[str]
+    """Of all classes, by label: what an answer chooses among."""
+    templates: Sequence[str]
+    forget: tuple[int, ...]
+    retain: tuple[int, ...]
+    unseen: tuple[int, ...] = ()
+    neighbours: tuple[int, ...] = ()
+    bystanders: tuple[int, ...] = ()
+    test: Mapping[str, Part] = field(default_factory=dict)
+    """Test images of ``forget``, ``retain`` (bystanders among them) and ``unseen``."""
+    shots: Mapping[str, Part] = field(default_factory=dict)
+    """Attack images by the same names."""
+    members: Part | None = None
+    """Images of the forgotten classes on which the model before was trained, if that is known."""
+    never: tuple[int, ...] = ()
+    """Further classes whose names the model is not known to have kept: neither retained nor forgotten."""
+
+    @property
+    def kept(self) -> Tensor:
+        """Labels whose names are to be kept: retained classes, bystanders among them."""
+        return torch.tensor(self.retain)
+
+
+def material_from(
+    data: Any,
+    forget: Sequence[int],
+    *,
+    retain: Sequence[int] | None = None,
+    unseen: Sequence[int] | None = None,
+    test_images: int = 30,
+    unseen_images: int = 15,
+    unseen_classes: int = 10,
+    retain_images: int = 8,
+    shots: int = 20,
+    seed: int = 0,
+) -> Material:
+    """Material from a data set of train and test images.
+
+    :param data: a :class:`~clapforget.scenarios.ImageData`.
+    :param forget: labels of the request. :param retain: labels to be kept; default: those known from
+        pretraining, else all others. :param unseen: labels that the model never learned; default:
+        those not known from pretraining, where that is known.
+    :param test_images: of each forgotten class; so for ``unseen_images`` and ``retain_images``.
+    :param unseen_classes: at most so many of the unseen ones, drawn at random.
+    :param shots: attack images of each forgotten and unseen class.
+    :raises UserError: for a request that names no class, or a class that plays two parts.
+    """
+    forget = tuple(dict.fromkeys(forget))
+    if not forget:
+        raise UserError("the request names no class", "write F3 or class names, with commas")
+    data.check_labels(forget, "the request")
+    everyone = range(data.num_classes)
+    known = data.known
+    if unseen is None:
+        unseen = [] if known is None else [c for c in everyone if c not in known]
+        unseen = [c for c in unseen if c not in forget]
+    if retain is None:
+        retain = [c for c in everyone if c not in unseen and c not in forget]
+    for name, part in (("retain", retain), ("unseen", unseen)):
+        if twice := set(part) & set(forget):
+            raise UserError(
+                f"class {data.class_names[min(twice)]!r} is to be forgotten and in --{name}",
+                "let each class play one part",
+            )
+    if twice := set(retain) & set(unseen):
+        raise UserError(
+            f"class {data.class_names[min(twice)]!r} is in --retain and in --unseen",
+            "let each class play one part",
+        )
+    rng = generator_for(seed, 21)
+    unseen = [
+        unseen[i] for i in torch.randperm(len(unseen), generator=rng)[:unseen_classes].tolist()
+    ]
+
+    def draw(split: str, classes: Sequence[int], each: int) -> Part:
+        rows = data.rows(split, classes)
+        order = rows[torch.randperm(len(rows), generator=rng)]
+        targets = data.split(split).targets[order]
+        chosen = [order[targets == c][:each] for c in sorted(set(targets.tolist()))]
+        rows = torch.cat(chosen) if chosen else order
+        return Part(data.split(split).images(rows), data.split(split).targets[rows])
+
+    sizes = {"forget": test_images, "retain": retain_images, "unseen": unseen_images}
+    parts = {"forget": forget, "retain": tuple(retain), "unseen": tuple(unseen)}
+    near = set(data.neighbours(forget))
+    return Material(
+        data.class_names, data.templates, forget, tuple(retain), tuple(unseen),
+        tuple(c for c in retain if c in near),
+        test={k: draw("test", c, sizes[k]) for k, c in parts.items() if len(c)},
+        shots={k: draw("train", c, shots if k != "retain" else 10) for k, c in parts.items() if len(c)},
+        never=tuple(c for c in everyone if c not in {*forget, *retain, *unseen}),
+    )  # fmt: skip

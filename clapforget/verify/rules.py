@@ -1,0 +1,162 @@
+"""From evidence to one of five words. In this order; the first that fires decides.
+
+1. **inconclusive**: fewer than ``minimum_images`` test images of the forgotten classes.
+2. **inconclusive**: the model before does not show what was to be forgotten (no piece of evidence had
+   a lead over the reference).
+3. **damaged**: something kept lost more than ``damage_margin``, interval and all, or a single kept class
+   more than 20 % of its images; unless the class is still answered as before (more than three
+   quarters of it): then what was harmed was something else, and rule 4 speaks.
+4. **retained**: still answered: above the reference by more than 10 points (one-sided test at 5 %),
+   and neither less surely nor by fewer wordings than before.
+5. **suppressed**: still answered, but weakened: the probability of the right answer fell to less than half
+   (of what retained classes kept of theirs), or some of the data's own wordings fell to less than half.
+6. **suppressed**: gone from the answers, still inside: a piece of evidence lies above the reference by
+   more than its margin (one-sided test, Holm over all pieces).
+7. **inconclusive**: nothing stands in for a model that never knew (no twin, no unseen classes).
+8. **inconclusive**: a piece whose role is ``both`` is not shown to be at most the margin above the reference
+   (one-sided test at 5 %; all must pass, so no correction).
+9. **forgotten**. Evidence clearly beyond the reference on the other side is named as a scar: it does not
+   bring anything back, but gives the request away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from clapforget.verify.evidence import Evidence
+from clapforget.verify.statistics import holm
+from clapforget.verify.verdict import Judgement
+
+__all__ = ["Claim", "Margins", "decide"]
+
+Claim = Literal["association", "knowledge"]
+"""``association``: name and image no longer belong together. ``knowledge``: nor does the image tower
+still know the class as one it learned."""
+
+
+@dataclass(frozen=True)
+class Margins:
+    """Those of the rules; each reading states its own margin as well."""
+
+    damage: float = 0.05
+    still_answered: float = 0.75
+    weakened: float = 0.5
+    minimum_images: int = 20
+    alpha: float = 0.05
+
+
+def decide(
+    evidence: Sequence[Evidence],
+    claim: Claim = "knowledge",
+    kept_surety: float = 1.0,
+    margins: Margins | None = None,
+    not_tested: Sequence[str] = (),
+) -> Judgement:
+    """Apply the rules.
+
+    :param kept_surety: probability of the right class on retained images, after over before.
+    :param not_tested: what the certificate shall list as such.
+    """
+    rules = margins or Margins()
+    found = {piece.name: piece for piece in evidence}
+    judged = [
+        p for p in evidence
+        if p.role in ("both", "accuses") and (claim == "knowledge" or p.group != "visual")
+    ]  # fmt: skip
+    words = _claim_words(claim, found)
+
+    def say(verdict: str, rule: str, weakest: str) -> Judgement:
+        return Judgement(verdict, rule, weakest, words, list(not_tested))
+
+    answers = found["answers"]
+    if answers.n < rules.minimum_images:
+        return say("inconclusive", f"1: {answers.n} test images are too few",
+                   f"{rules.minimum_images - answers.n} more are needed")  # fmt: skip
+    if answers.reference is not None and not any(p.residue is not None for p in judged):
+        return say("inconclusive", "2: the model before does not show what was to be forgotten",
+                   describe(answers))  # fmt: skip
+    was = answers.before or 0.0
+    intact = was > 0 and answers.value > rules.still_answered * was
+    if (hurt := _hurt(evidence, rules)) and not intact:
+        return say("damaged", "3: more was lost than was asked", describe(hurt))
+    low = answers.interval[0]
+    above = answers.p_inside is not None and answers.p_inside < rules.alpha
+    if above or (answers.reference is None and low > answers.margin):  # type: ignore[operator]
+        if weak := _weakened(found, kept_surety, rules):
+            return say(
+                "suppressed", f"5: still answered, but weakened: {weak[0]}", describe(weak[1])
+            )
+        return say("retained", "4: it still answers", describe(answers))
+    tests = [(p, p.p_inside) for p in judged if p.p_inside is not None]
+    inside = [
+        p for (p, _), reject in zip(tests, holm([q for _, q in tests], rules.alpha)) if reject
+    ]
+    if inside:
+        worst = min(inside, key=lambda p: (p.p_inside or 0.0, -(p.residue or 0.0)))
+        return say("suppressed", f"6: gone from the answers, still inside ({len(inside)} of "
+                   f"{len(tests)} witnesses)", describe(worst))  # fmt: skip
+    if answers.reference is None:
+        return say("inconclusive", "7: no twin and no unseen classes to compare with",
+                   "give --unseen or --twin")  # fmt: skip
+    must = [p for p in judged if p.role == "both"]
+    unclear = [p for p in must if not p.holds]
+    if unclear:
+        worst = max(unclear, key=lambda p: p.p_above or 0.0)
+        need = "no number of images settles it: more unseen classes are needed"
+        if worst.images_needed is not None:
+            need = f"about {worst.images_needed} images of the forgotten classes would settle it"
+        return say("inconclusive", f"8: not shown to be gone ({len(unclear)} of {len(must)})",
+                   f"{describe(worst)}; {need}")  # fmt: skip
+    nearest = max(judged, key=_closeness)
+    scars = [p.title for p in judged if p.scar]
+    scar = f"; a scar gives it away: {', '.join(scars)}" if scars else ""
+    return say("forgotten", f"9: nothing above the reference{scar}", describe(nearest))
+
+
+def _hurt(evidence: Sequence[Evidence], rules: Margins) -> Evidence | None:
+    losses = [p for p in evidence if p.role == "kept"]
+    for piece in losses:
+        if piece.drop_interval is not None:
+            piece.holds = piece.drop_interval[0] <= rules.damage
+    return max((p for p in losses if p.holds is False), key=lambda p: p.drop or 0.0, default=None)
+
+
+def _weakened(
+    found: dict[str, Evidence], kept_surety: float, rules: Margins
+) -> tuple[str, Evidence] | None:
+    sure = found.get("answers_probability")
+    if sure is not None and sure.before:
+        left = sure.value / sure.before / min(max(kept_surety, 1e-9), 1.0)
+        if left < rules.weakened:
+            return "far less surely than before", sure
+    worst = found.get("wordings_worst")
+    if worst is not None and worst.before and worst.value < rules.weakened * worst.before:
+        return "some wordings fail", worst
+    return None
+
+
+def _closeness(piece: Evidence) -> float:
+    """How much of its margin a piece uses up, its error included."""
+    return piece.p_above or 0.0
+
+
+def _claim_words(claim: Claim, found: dict[str, Evidence]) -> str:
+    place = found.get("placement")
+    words = "that the association between the name and its images is gone"
+    if claim == "association":
+        return f"{words}; not that the image tower no longer knows the images"
+    if place is not None and place.residue is not None:
+        return f"{words}, and that the image tower no longer holds the class as one it learned"
+    return f"{words}; of the image tower nothing could be said, its features tell too little"
+
+
+def describe(piece: Evidence) -> str:
+    """One piece of evidence in words."""
+    if piece.drop is not None:
+        return f"{piece.title}: {piece.before or 0:.1%} before, {piece.value:.1%} after"
+    reference = "" if piece.reference is None else f", {piece.reference_name} {piece.reference:.3f}"
+    low, high = piece.interval
+    was = "" if piece.before is None else f", before {piece.before:.3f}"
+    return f"{piece.title}: {piece.value:.3f} [{low:.3f}, {high:.3f}]{was}{reference}"

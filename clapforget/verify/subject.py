@@ -1,0 +1,79 @@
+"""What is examined: a bare CLIP, or a CLIP with a head that answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from clapforget.clip import Clip
+from clapforget.verify.material import Part
+
+__all__ = ["Subject"]
+
+Answer = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(eq=False)
+class Subject:
+    """A model under examination. What it works out for a set of images is kept."""
+
+    clip: Clip
+    answer: Answer | None = None
+    """``answer(features [n, d], images [n, 3, h, w])`` gives logits [n, C] over :attr:`columns`;
+    None: zero-shot among all names."""
+    columns: Sequence[int] = ()
+    """The class label of each column of the answer; empty: labels 0, 1, 2 …"""
+    class_weights: Tensor | None = None
+    """Stored class vectors [C, d] of a head, where it has any."""
+    nats: dict[int, float] = field(default_factory=dict)
+    """Nats of a head's posterior over its prior by class label, where it has one."""
+    _features: dict[Part, Tensor] = field(default_factory=dict, repr=False)
+    _wordings: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = field(
+        default_factory=dict, repr=False
+    )
+
+    def with_clip(self, clip: Clip) -> Subject:
+        """The same head on other weights; nothing kept is carried over."""
+        return replace(self, clip=clip, _features={}, _wordings={})
+
+    def bare(self) -> Subject:
+        """The CLIP without its head; what was worked out is shared."""
+        return replace(self, answer=None, columns=(), class_weights=None, nats={})
+
+    @torch.no_grad()
+    def features(self, part: Part) -> Tensor:
+        """Unit-norm image features [n, d], each part encoded once."""
+        if part not in self._features:
+            self._features[part] = self.clip.encode_image(part.images)
+        return self._features[part]
+
+    @torch.no_grad()
+    def wordings(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """Text features [C, L, d] of every name in every template, encoded once."""
+        key = (tuple(names), tuple(templates))
+        if key not in self._wordings:
+            self._wordings[key] = self.clip.encode_names(names, templates)
+        return self._wordings[key]
+
+    def names(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """Class text features [C, d]: mean over templates, then unit norm."""
+        return torch.nn.functional.normalize(self.wordings(names, templates).mean(1), dim=-1)
+
+    def zero_shot(self, part: Part, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """Cosines [n, C] of images with class names."""
+        return self.features(part) @ self.names(names, templates).T
+
+    @torch.no_grad()
+    def logits(self, part: Part, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """What the subject answers, [n, columns]."""
+        if self.answer is None:
+            return self.clip.scale * self.zero_shot(part, names, templates)
+        return self.answer(self.features(part), part.images)
+
+    def column_labels(self, classes: int) -> Tensor:
+        """Class label of each column of :meth:`logits`, [columns]."""
+        own = list(self.columns) if self.answer is not None and len(self.columns) else None
+        return torch.tensor(own if own is not None else list(range(classes)))

@@ -1,0 +1,156 @@
+"""From readings to evidence: each value against its reference, by two one-sided tests.
+
+The forgotten classes are the given ones: their uncertainty is that of their images. The reference
+stands for *never learned*: its uncertainty is that of a mean over classes. To clear (``p_above``) these
+two enter; to accuse (``p_inside``) also what one unseen class differs from another, for an unlucky
+class must not be taken for a memory. The lead is taken as given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from clapforget.verify import statistics
+from clapforget.verify.evidence import Evidence
+from clapforget.verify.reading import Reading
+
+__all__ = ["tost", "weigh"]
+
+_ALPHA = 0.05
+_MANY = 100_000
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """A mean with its standard error, and how much single classes differ."""
+
+    mean: float
+    error: float
+    spread: float
+    interval: statistics.Interval
+    name: str
+
+
+def tost(difference: float, margin: float, error: float) -> tuple[float, float]:
+    """Two one-sided z tests (Schuirmann 1987): p against *at least the margin* and against *at most
+    minus the margin*. Both small: equivalent.
+    """
+    error = max(error, 1e-12)
+    return (
+        float(stats.norm.cdf((difference - margin) / error)),
+        float(stats.norm.sf((difference + margin) / error)),
+    )
+
+
+def weigh(
+    before: Sequence[Reading], after: Sequence[Reading], twin: Sequence[Reading] = ()
+) -> list[Evidence]:
+    """A piece of evidence for every reading of the model after."""
+    then = {r.name: r for r in before}
+    twins = {r.name: r for r in twin}
+    return [_weigh(then.get(r.name), r, twins.get(r.name)) for r in after]
+
+
+def _weigh(then: Reading | None, now: Reading, twin: Reading | None) -> Evidence:
+    value, interval, error = _mean(now)
+    reference = _twin(now, twin) if twin is not None else _unseen(now)
+    was = None if then is None else float(np.mean(then.forget))
+    role = now.role
+    if role == "twin":
+        role = "both" if twin is not None else "shown"
+    piece = Evidence(
+        now.name, now.title, now.group, value, interval, was, direction="equal", n=len(now.forget),
+        note=now.note, margin=now.margin, absolute=now.absolute, role="shown",
+    )  # fmt: skip
+    piece.curve, piece.curve_at = _curves(then, now, twin), now.curve_at
+    if reference is None:
+        return piece
+    piece.reference, piece.reference_interval = reference.mean, reference.interval
+    piece.reference_name = reference.name
+    allowed = now.margin
+    sign = 1.0
+    if not now.absolute:
+        old = reference if twin is not None else (None if then is None else _unseen(then))
+        if was is None or old is None:
+            return piece
+        piece.lead = was - old.mean
+        if abs(piece.lead) < max(now.minimum_lead, 2 * old.error):
+            piece.note = "; ".join(filter(None, [
+                piece.note, "the model before was hardly apart from the reference: no witness"]))  # fmt: skip
+            return piece
+        sign = math.copysign(1.0, piece.lead)
+        allowed = now.margin * abs(piece.lead)
+        piece.residue = (value - reference.mean) / piece.lead
+    piece.role = role
+    difference = sign * (value - reference.mean)
+    clear = math.hypot(error, reference.error)
+    accuse = math.hypot(clear, reference.spread / math.sqrt(len(set(now.labels.tolist()))))
+    piece.p_above, piece.p_below = tost(difference, allowed, clear)
+    piece.p_inside = float(stats.norm.sf((difference - allowed) / max(accuse, 1e-12)))
+    piece.scar = float(stats.norm.cdf((difference + allowed) / max(accuse, 1e-12))) < _ALPHA
+    piece.holds = piece.p_above <= _ALPHA if role != "shown" else None
+    if role == "both" and not piece.holds and piece.p_inside > _ALPHA:
+        piece.images_needed = _needed(len(now.forget), error, reference.error, allowed - difference)
+    return piece
+
+
+def _mean(reading: Reading) -> tuple[float, statistics.Interval, float]:
+    values = reading.forget
+    n, value = len(values), float(np.mean(values))
+    if reading.share:
+        smooth = (values.sum() + 1) / (n + 2)  # no zero error at 0 of n (Agresti and Coull 1998)
+        error = math.sqrt(smooth * (1 - smooth) / n)
+        if set(np.unique(values)) <= {0.0, 1.0}:
+            return value, statistics.proportion(values)[1], error
+        return value, statistics.mean(values)[1], max(error, float(stats.sem(values)))
+    if n == 1:
+        return value, (value, value), 0.0
+    return value, statistics.mean(values)[1], float(stats.sem(values))
+
+
+def _by_class(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return np.array([values[labels == c].mean() for c in np.unique(labels)])
+
+
+def _unseen(reading: Reading) -> _Reference | None:
+    if reading.unseen is None or reading.unseen_labels is None or not len(reading.unseen):
+        return None
+    means = _by_class(reading.unseen, reading.unseen_labels)
+    centre, interval = statistics.mean(means)
+    spread = float(means.std(ddof=1)) if len(means) > 1 else float(np.std(reading.unseen))
+    return _Reference(centre, spread / math.sqrt(len(means)), spread, interval, "unseen classes")
+
+
+def _twin(now: Reading, twin: Reading) -> _Reference:
+    """The twin's value. Its noise is how much never-learned classes differ from model to model."""
+    value, interval, error = _mean(twin)
+    spread = 0.0
+    if now.unseen is not None and twin.unseen is not None and twin.unseen_labels is not None:
+        assert now.unseen_labels is not None
+        apart = _by_class(now.unseen, now.unseen_labels) - _by_class(
+            twin.unseen, twin.unseen_labels
+        )
+        spread = float(np.sqrt(np.mean(apart**2)))
+    return _Reference(value, error, spread, interval, "the twin")
+
+
+def _curves(then: Reading | None, now: Reading, twin: Reading | None) -> dict[str, list[float]]:
+    curves = dict(now.curve)
+    for name, reading in (("before", then), ("twin", twin)):
+        if reading is not None and "forget" in reading.curve:
+            curves[name] = reading.curve["forget"]
+    return curves
+
+
+def _needed(n: int, error: float, rest: float, gap: float) -> int | None:
+    """Images at which the value's own error would clear the gap; None where no number would."""
+    z = float(stats.norm.ppf(1 - _ALPHA))
+    room = (gap / z) ** 2 - rest**2
+    if gap <= 0 or room <= 0:
+        return None
+    return min(_MANY, max(n + 1, math.ceil(n * error**2 / room)))

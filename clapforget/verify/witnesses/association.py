@@ -1,0 +1,93 @@
+"""How name and image still belong together, whatever else is put on top of their similarity."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clapforget.verify.material import Material, Part
+from clapforget.verify.reading import Reading, read, witness
+from clapforget.verify.subject import Subject
+
+__all__ = ["association", "precision_by_column"]
+
+
+@witness("association")
+def association(subject: Subject, m: Material, seed: int) -> list[Reading]:
+    """Cosine with the own name; rank of an image in its name's column; the same in the best column
+    of another name that is not to be kept.
+
+    A rank within a column does not change under anything that is constant by column or rising in
+    it: a subtracted constant, a temperature, a bias. A high one in another name's column says that
+    names were exchanged, or that the class lives on under an alias.
+    """
+    found = [
+        read("matched_cosine", "cosine of forgotten images with their own name", "clip", m,
+             lambda part: _own(subject.zero_shot(part, m.names, m.templates), part), share=False,
+             margin=0.5, minimum_lead=0.05),
+        read("retrieval", "images found by their own name, zero-shot", "clip", m,
+             lambda part: _own(_precision(subject.bare(), m, part), part), margin=0.5),
+        read("alias", "images found by another name that is not kept", "attack", m,
+             lambda part: _alias(subject.bare(), m, part), role="accuses", margin=0.5,
+             absolute=True),
+    ]  # fmt: skip
+    if subject.answer is not None:
+        found += [
+            read("answer_rank", "images found by the own column of the answer", "behaviour", m,
+                 lambda part: _column(subject, m, part), margin=0.5),
+        ]  # fmt: skip
+    return found
+
+
+def precision_by_column(scores: Tensor, negatives: Tensor, labels: Tensor) -> Tensor:
+    """Whether each image is among the first n_c of each column, ranked with the negatives, where n_c
+    is the size of the image's own class; ties count against it.
+
+    :param scores: of one part's images [n, C]. :param negatives: of all other images [m, C].
+    :param labels: [n]. :returns: 0 or 1, [n, C]. Its mean over a class is the R-precision.
+    """
+    result = torch.zeros_like(scores)
+    for label in labels.unique():
+        rows = labels == label
+        size = min(int(rows.sum()), len(negatives) + len(scores) - int(rows.sum()))
+        others = torch.cat([negatives, scores[~rows]])
+        inside = scores[rows]
+        # the image's own rank: others at least as high, and images of its class above it
+        above = (others[None, :, :] >= inside[:, None, :]).sum(1)
+        above += (inside[None, :, :] > inside[:, None, :]).sum(1)
+        result[rows] = (above < size).to(scores.dtype)
+    return result
+
+
+def _precision(subject: Subject, m: Material, part: Part) -> Tensor:
+    scores = subject.logits(part, m.names, m.templates)
+    negatives = subject.logits(m.test["retain"], m.names, m.templates)
+    return precision_by_column(scores, negatives, part.labels.to(scores.device))
+
+
+def _own(scores: Tensor, part: Part) -> Tensor:
+    return scores.gather(1, part.labels.to(scores.device)[:, None])[:, 0]
+
+
+def _alias(subject: Subject, m: Material, part: Part) -> Tensor:
+    hits = _precision(subject, m, part)
+    labels = part.labels.to(hits.device)
+    result = hits.new_zeros(len(hits))
+    open_names = torch.tensor([c for c in range(len(m.names)) if c not in set(m.retain)])
+    for label in labels.unique():
+        rows = labels == label
+        others = open_names[open_names != int(label)]
+        if len(others):
+            own = hits[rows][:, others]
+            result[rows] = own[:, own.mean(0).argmax()]
+    return result
+
+
+def _column(subject: Subject, m: Material, part: Part) -> Tensor:
+    columns = subject.column_labels(len(m.names))
+    hits = _precision(subject, m, part)
+    own = part.labels[:, None] == columns[None, :]
+    if own.any(1).all():
+        return (hits * own.to(hits)).sum(1)
+    forgotten = torch.isin(columns, torch.tensor(m.forget))
+    return hits[:, forgotten.to(hits.device)].mean(1)
