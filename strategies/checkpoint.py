@@ -31,6 +31,7 @@ def save_checkpoint(path: Path, strategy: Any, base: Clip, done: int) -> None:
     }  # fmt: skip
     state |= {f"head.{name}": value for name, value in model.head.state_dict().items()}
     state |= {f"memory.{name}": value for name, value in strategy.memory.state_dict().items()}
+    state |= {f"strategy.{name}": value for name, value in strategy.extra_state().items()}
     state["memory_views"] = strategy.memory_views
     state = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     meta = {
@@ -79,6 +80,7 @@ def load_checkpoint(path: Path, strategy: Any, base: Clip) -> int:
         head = part("head.")
         model.head.load_state_dict(head)
         strategy.memory.load_state_dict(part("memory."))
+        strategy.load_extra_state(part("strategy."))
         strategy.memory_views = state["memory_views"].to(model.clip.device)
         strategy.cache.use(model.clip)
         names, templates = json.loads(meta["text"])

@@ -9,7 +9,7 @@ from clapforget.strategies.training import PRESETS
 
 __all__: list[str] = []
 
-STRATEGIES.register("clapforget")(StrategyEntry(build_clap_forget, "variational", PRESETS))
+STRATEGIES.register("clapforget")(StrategyEntry(build_clap_forget, "variational", presets=PRESETS))
 for _name in HEADS.names():
     if _name != "variational":
         STRATEGIES.register(_name)(StrategyEntry(build_clap_forget, _name))

@@ -265,6 +265,14 @@ class ClapLearning(UnlearningTemplate):
     def model_adaptation(self, model: Any = None) -> Any:
         return self.model if model is None else model
 
+    # ---- saved state -----------------------------------------------------------------------
+    def extra_state(self) -> dict[str, Tensor]:
+        """What a checkpoint has to hold beside CLIP, head and memory, by name."""
+        return {}
+
+    def load_extra_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what :meth:`extra_state` gave; CLIP, head and memory are there already."""
+
     # ---- randomness ------------------------------------------------------------------------
     def _seed_now(self) -> int:
         return self.seed * 1_000_003 + self.clock.train_exp_counter

@@ -1,14 +1,15 @@
-"""Mini-batches of cached features, in place of a data loader over images."""
+"""Mini-batches of cached features, in place of a data loader over images; and of images, where what
+is trained changes their features."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-__all__ = ["FeatureLoader"]
+__all__ = ["FeatureLoader", "ImageLoader"]
 
 
 class FeatureLoader:
@@ -44,3 +45,29 @@ class FeatureLoader:
         for rows in order.split(self.batch_size):
             labels = self.labels[rows]
             yield [self.views[rows, view[rows]], labels, torch.zeros_like(labels)]
+
+
+class ImageLoader:
+    """Yields ``[images, labels, task ids]``: uint8 images [B, 3, h, w], task ids all 0."""
+
+    def __init__(
+        self, fetch: Callable[[Tensor], Tensor], labels: Tensor, batch_size: int,
+        generator: torch.Generator, flip: bool,
+    ) -> None:  # fmt: skip
+        """:param fetch: gives the images of positions [n]. :param labels: [N].
+        :param generator: shuffles, and draws which images are mirrored. :param flip: whether any are.
+        """
+        self.fetch, self.labels, self.flip = fetch, labels, flip
+        self.batch_size, self.generator = batch_size, generator
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.labels) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        order = torch.randperm(len(self.labels), generator=self.generator)
+        mirrored = torch.rand(len(order), generator=self.generator) < 0.5
+        for rows in order.split(self.batch_size):
+            images, labels = self.fetch(rows), self.labels[rows]
+            if self.flip:
+                images = torch.where(mirrored[rows][:, None, None, None], images.flip(-1), images)
+            yield [images, labels, torch.zeros_like(labels)]

@@ -14,7 +14,14 @@ from clapforget.registry import Registry
 from clapforget.strategies.training import TrainSettings
 from clapforget.unlearn.base import make_forgetter, make_settings
 
-__all__ = ["STRATEGIES", "MemorySettings", "StrategyEntry", "StrategyOptions", "find_strategy"]
+__all__ = [
+    "STRATEGIES",
+    "MemorySettings",
+    "RequestSettings",
+    "StrategyEntry",
+    "StrategyOptions",
+    "find_strategy",
+]
 
 
 @dataclass(frozen=True)
@@ -28,12 +35,22 @@ class MemorySettings:
 
 
 @dataclass(frozen=True)
+class RequestSettings:
+    """How requests are carried out."""
+
+    samples_in_clip: bool = False
+    """Whether a request by sample also runs the forgetter on CLIP, with the samples' captions."""
+
+
+@dataclass(frozen=True)
 class StrategyEntry:
     """A strategy by name."""
 
     build: Callable[[Clip, StrategyOptions, int], Any]
     """``(clip, options, seed) -> strategy``."""
     posterior: str = "variational"
+    extra: Mapping[str, type] = field(default_factory=dict)
+    """Further settings of this strategy alone, by their group's name."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"default": {}})
     """Settings by preset, as on the command line: ``{"training.epochs": 3}``."""
 
@@ -50,6 +67,9 @@ class StrategyOptions:
     posterior: PosteriorForgetting = field(default_factory=PosteriorForgetting)
     memory: MemorySettings = field(default_factory=MemorySettings)
     forget: Mapping[str, Any] = field(default_factory=dict)
+    requests: RequestSettings = field(default_factory=RequestSettings)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """The strategy's own settings, by group."""
 
     @classmethod
     def parse(cls, strategy: str, forgetter: str, values: Mapping[str, Any]) -> StrategyOptions:
@@ -59,7 +79,8 @@ class StrategyOptions:
         """
         entry, preset = find_strategy(strategy)
         head = HEADS.get(entry.posterior)
-        names = (head.settings_group, "training", "posterior", "memory", "forget")
+        names = (head.settings_group, "training", "posterior", "memory", "forget", "requests")
+        names = (*names, *entry.extra)
         groups: dict[str, dict[str, Any]] = {name: {} for name in names}
         for key, value in {**preset, **values}.items():
             group, dot, name = key.partition(".")
@@ -78,6 +99,8 @@ class StrategyOptions:
             make_settings(PosteriorForgetting, groups["posterior"], "posterior"),
             make_settings(MemorySettings, groups["memory"], "memory"),
             groups["forget"],
+            make_settings(RequestSettings, groups["requests"], "requests"),
+            {name: make_settings(kind, groups[name], name) for name, kind in entry.extra.items()},
         )
         options.check()
         return options
@@ -100,7 +123,11 @@ class StrategyOptions:
         head = HEADS.get(self.posterior_name)
         return {
             head.settings_group: asdict(self.head),
-            **{name: asdict(getattr(self, name)) for name in ("training", "posterior", "memory")},
+            **{
+                name: asdict(getattr(self, name))
+                for name in ("training", "posterior", "memory", "requests")
+            },
+            **{name: asdict(value) for name, value in self.extra.items()},
             "forget": asdict(settings) if hasattr(settings, "__dataclass_fields__") else {},
         }
 

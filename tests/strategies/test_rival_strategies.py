@@ -20,6 +20,8 @@ QUICK = {"memory.size": 80}
 RIVALS: dict[str, dict[str, Any]] = {
     "clip-adapter": {},
     "linear": {},
+    "finetune": {},
+    "joint": {},
     "loranpac": {"loranpac.features": 400, "loranpac.rank": 100},
 }
 
