@@ -12,7 +12,7 @@ from clapforget.scenarios.folder_data import folder
 from clapforget.scenarios.interleave import stream, unseen_classes
 from clapforget.scenarios.lab_data import lab
 from clapforget.scenarios.registry import SCENARIOS, Scenario, ScenarioSpec, build_scenario
-from clapforget.scenarios.requests import Forget, Learn, Request
+from clapforget.scenarios.requests import Forget, Learn, LearnForNow, Request
 from clapforget.scenarios.sequence import (
     check_requests,
     forgotten_after,
@@ -30,6 +30,7 @@ __all__ = [
     "LabelledImages",
     "Learn",
     "LearnExperience",
+    "LearnForNow",
     "ProbeExperience",
     "Request",
     "Scenario",

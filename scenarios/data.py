@@ -6,7 +6,7 @@ import copy
 import difflib
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,9 +16,11 @@ from torch.utils.data import Dataset
 
 from clapforget.errors import UserError
 
-__all__ = ["ImageData", "LabelledImages", "Split", "TensorImages"]
+__all__ = ["Captions", "ImageData", "LabelledImages", "Split", "TensorImages"]
 
 Split = Literal["train", "test"]
+Captions = Callable[[Split, Tensor], list[tuple[str, ...]]]
+"""``captions(split, rows)``: one or more captions of each image."""
 
 
 class LabelledImages(Dataset[tuple[Tensor, int]], ABC):
@@ -118,6 +120,8 @@ class ImageData:
     """Whether a mirrored image still shows its class."""
     class_order: tuple[int, ...] = ()
     """The canonical class id of each label: the identity, unless reordered."""
+    captions: Captions | None = None
+    """What is said of single images; ``None``: nothing but their class."""
 
     def __post_init__(self) -> None:
         if not self.class_order:
@@ -176,6 +180,20 @@ class ImageData:
         wanted = torch.tensor(sorted(labels), dtype=torch.int64)
         self.check_labels(wanted.tolist(), "the given classes")
         return torch.isin(self.split(split).targets, wanted).nonzero().flatten()
+
+    def captions_of(self, split: Split, rows: Tensor) -> list[tuple[str, ...]]:
+        """What is said of the images of some rows [n]: their captions, else their class's name in the
+        first prompt."""
+        if self.captions is not None:
+            return self.captions(split, rows)
+        labels = self.split(split).targets[rows].tolist()
+        return [(self.templates[0].format(self.class_names[label]),) for label in labels]
+
+    def rows_with_caption(self, split: Split, matches: Callable[[str], bool]) -> Tensor:
+        """Rows of the images that have a matching caption: int64 [n], ascending."""
+        rows = torch.arange(len(self.split(split)))
+        found = [any(map(matches, captions)) for captions in self.captions_of(split, rows)]
+        return rows[torch.tensor(found, dtype=torch.bool)]
 
     def reorder(self, order: Sequence[int]) -> ImageData:
         """Rename the labels: label ``i`` of the result is label ``order[i]`` of this data.

@@ -9,8 +9,12 @@ from avalanche.benchmarks.scenarios.dataset_scenario import DatasetExperience
 from avalanche.benchmarks.utils import TaskAwareSupervisedClassificationDataset
 
 from clapforget.scenarios.data import ImageData
-from clapforget.scenarios.requests import Request
-from clapforget.scenarios.sequence import forgotten_after, retained_after
+from clapforget.scenarios.requests import Learn, LearnForNow, Request
+from clapforget.scenarios.sequence import (
+    forgotten_after,
+    learned_for_now_after,
+    retained_after,
+)
 
 __all__ = ["ForgetExperience", "LearnExperience", "ProbeExperience", "Samples"]
 
@@ -34,7 +38,7 @@ class _ClassExperience(DatasetExperience):
 
 
 class _RequestExperience(_ClassExperience):
-    """Train images of the classes of one request, and how things stand once it is done."""
+    """Train images of one request, and how things stand once it is done."""
 
     def __init__(
         self, *, dataset: Samples, data: ImageData, requests: Sequence[Request], index: int
@@ -47,24 +51,68 @@ class _RequestExperience(_ClassExperience):
         """Labels learned and not forgotten once this experience is done, in learning order."""
         self.forgotten_classes = forgotten_after(requests, index)
         """Labels forgotten and not learned again by then, in forgetting order."""
+        self.forgotten_samples: tuple[int, ...] = ()
+        """Ids that requests so far, this one included, took out sample by sample or pair by pair."""
         self._number = sum(other.kind == request.kind for other in requests[:index])
 
 
 class LearnExperience(_RequestExperience):
-    """Train images of the classes to learn."""
+    """Train images of the classes to learn, without those that were forgotten one by one."""
 
     kind: ClassVar[Literal["learn"]] = "learn"
+    request: Learn
 
     @property
     def learn_id(self) -> int:
         """Number among the learn experiences, from 0: the index in the test stream."""
         return self._number
 
+    @property
+    def for_now(self) -> bool:
+        """Whether a later request may take exactly this back."""
+        return isinstance(self.request, LearnForNow)
+
 
 class ForgetExperience(_RequestExperience):
-    """Train images of the classes to forget."""
+    """Train images to forget: those of the request that are not forgotten already.
+
+    Of a request by samples or by pairs, ``classes`` is empty: no class is to be forgotten.
+    """
 
     kind: ClassVar[Literal["forget"]] = "forget"
+
+    def __init__(
+        self, *, dataset: Samples, data: ImageData, requests: Sequence[Request], index: int
+    ) -> None:
+        """Arguments as those of every request's experience."""
+        super().__init__(dataset=dataset, data=data, requests=requests, index=index)
+        before = requests[:index]
+        gone = forgotten_after(before, index)
+        self.already_forgotten = tuple(c for c in self.classes if c in gone)
+        """Classes of the request that an earlier one forgot."""
+        self.fresh_classes = tuple(c for c in self.classes if c not in gone)
+        """Classes of the request that are to be forgotten now ..."""
+        learned = retained_after(before, index)
+        self.never_learned = tuple(c for c in self.fresh_classes if c not in learned)
+        """... those of them that at most pretraining taught ..."""
+        temporary = learned_for_now_after(before, index)
+        self.learned_for_now = tuple(c for c in self.fresh_classes if c in temporary)
+        """... and those that were learned for now."""
+
+    @property
+    def by_sample(self) -> bool:
+        """Whether the request names samples or pairs, and no class."""
+        return not self.classes
+
+    @property
+    def nothing_to_do(self) -> str:
+        """Why nothing is to be done, in words; empty if something is."""
+        if self.by_sample:
+            what = (
+                "no caption matches" if self.request.pairs else "none of these samples is learned"
+            )  # type: ignore[union-attr]
+            return "" if len(self.dataset) else f"{what}, or all were forgotten before"
+        return "" if self.fresh_classes else "forgotten before"
 
     @property
     def forget_id(self) -> int:

@@ -11,8 +11,9 @@ from avalanche.benchmarks.scenarios import (
     with_classes_timeline,
     with_task_labels,
 )
-from avalanche.benchmarks.utils import ConstantSequence, DataAttribute
+from avalanche.benchmarks.utils import DataAttribute
 from avalanche.benchmarks.utils.data_attribute import TaskLabels
+from torch import Tensor
 
 from clapforget.errors import UserError
 from clapforget.scenarios.data import ImageData, LabelledImages
@@ -22,9 +23,10 @@ from clapforget.scenarios.experiences import (
     ProbeExperience,
     Samples,
 )
-from clapforget.scenarios.requests import Learn, Request
+from clapforget.scenarios.requests import Forget, Learn, Request
 from clapforget.scenarios.sequence import (
     check_requests,
+    forgotten_after,
     learned_in,
     parse_sequence,
     retained_after,
@@ -45,7 +47,8 @@ def stream(
     ``train_stream``          one experience a request, in order, with the train images: to learn
                               (:class:`LearnExperience`) or to forget (:class:`ForgetExperience`)
     ``test_stream``           one a Learn request: test images of its classes
-    ``forget_stream``         one a Forget request: test images of its classes
+    ``forget_stream``         one a Forget request: test images of its classes, or of the classes that
+                              its samples show, which stand in for never having seen the samples
     ``retain_stream``         one: test images of all that is learned and not forgotten at the end
     ``unseen_stream``         one: test images of :func:`unseen_classes`
     ========================  ==================================================================
@@ -63,7 +66,7 @@ def stream(
     if class_order is not None:
         data = data.reorder(class_order)
     if check:
-        check_requests(requests, data.num_classes, data.known)
+        check_requests(requests, data.num_classes, data.known, len(data.train))
     _check_images(data, requests)
     train, test = avalanche_dataset(data.train), avalanche_dataset(data.test)
 
@@ -71,9 +74,9 @@ def stream(
         dataset = test.subset(data.rows("test", classes).tolist())
         return ProbeExperience(dataset=dataset, data=data, classes=classes)
 
+    learn_and_forget = _train_experiences(data, requests, train)
     learns = [request.classes for request in requests if isinstance(request, Learn)]
-    forgets = [request.classes for request in requests if not isinstance(request, Learn)]
-    learn_and_forget = [_train_experience(data, requests, i, train) for i in range(len(requests))]
+    forgets = [_shown(e) for e in learn_and_forget if isinstance(e, ForgetExperience)]
     retained = retained_after(requests, len(requests) - 1)
     benchmark = with_task_labels(
         with_classes_timeline(
@@ -105,13 +108,55 @@ def unseen_classes(data: ImageData, requests: Iterable[Request]) -> tuple[int, .
     return tuple(label for label in range(data.num_classes) if label not in taught)
 
 
-def _train_experience(
-    data: ImageData, requests: Sequence[Request], index: int, train: Samples
-) -> LearnExperience | ForgetExperience:
-    request = requests[index]
-    dataset = train.subset(data.rows("train", request.classes).tolist())
-    kind = LearnExperience if isinstance(request, Learn) else ForgetExperience
-    return kind(dataset=dataset, data=data, requests=requests, index=index)
+def _train_experiences(
+    data: ImageData, requests: Sequence[Request], train: Samples
+) -> list[LearnExperience | ForgetExperience]:
+    gone = torch.zeros(len(data.train), dtype=torch.bool)
+    experiences: list[LearnExperience | ForgetExperience] = []
+    for index, request in enumerate(requests):
+        learned = retained_after(requests[:index], index)
+        if isinstance(request, Learn):
+            rows = data.rows("train", request.classes)
+            rows = rows[~gone[rows]]
+            _check_left(data, request, rows)
+        elif request.classes:
+            before = forgotten_after(requests[:index], index)
+            rows = data.rows("train", [c for c in request.classes if c not in before])
+            rows = rows[~gone[rows]]
+        else:
+            asked = _named_rows(data, request)
+            there = torch.isin(data.train.targets[asked], torch.tensor(learned, dtype=torch.long))
+            wanted = there if request.samples else torch.ones_like(there)
+            rows = asked[~gone[asked] & wanted]  # pairs, pretraining may know; samples it does not
+            gone[asked] = True
+        kind = LearnExperience if isinstance(request, Learn) else ForgetExperience
+        dataset = train.subset(rows.tolist())
+        experience = kind(dataset=dataset, data=data, requests=requests, index=index)
+        experience.forgotten_samples = tuple(gone.nonzero().flatten().tolist())
+        experiences.append(experience)
+    return experiences
+
+
+def _named_rows(data: ImageData, request: Forget) -> Tensor:
+    """Rows of the train images that a request names by id or by a phrase of their captions."""
+    if request.samples:
+        return torch.tensor(sorted(request.samples), dtype=torch.long)
+    return data.rows_with_caption("train", request.matches)
+
+
+def _check_left(data: ImageData, request: Learn, rows: Tensor) -> None:
+    left = set(data.train.targets[rows].tolist())
+    if bare := [label for label in request.classes if label not in left]:
+        raise UserError(
+            f"{request.text} has no train image of class {bare[0]} "
+            f"({data.class_names[bare[0]]}) left: all were forgotten one by one",
+            "leave the class out",
+        )
+
+
+def _shown(experience: ForgetExperience) -> tuple[int, ...]:
+    """Classes whose test images show what a request is about: of samples, those of their classes."""
+    return experience.classes or tuple(sorted(set(experience.dataset.targets)))
 
 
 def _one_or_none(
@@ -132,7 +177,7 @@ def avalanche_dataset(images: LabelledImages, sample_ids: Sequence[int] | None =
         [images],
         data_attributes=[
             DataAttribute(images.targets.tolist(), "targets"),
-            TaskLabels(ConstantSequence(0, length)),
+            TaskLabels([0] * length),  # a ConstantSequence fails where it is empty
             DataAttribute(list(range(length) if sample_ids is None else sample_ids), "sample_id"),
         ],
     )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from clapforget.errors import UserError
 from clapforget.lab import (
     NUM_CLASSES,
     TEMPLATES,
+    captions,
     class_names,
     draw,
     known_classes,
@@ -47,6 +50,7 @@ def lab(
         known=frozenset(known_classes()),
         neighbour_sets=tuple(neighbours(label) for label in range(NUM_CLASSES)),
         templates=TEMPLATES,
+        captions=partial(_captions, seed),
     )
     return data if class_order is None else data.reorder(class_order)
 
@@ -54,3 +58,9 @@ def lab(
 def _draw(split: Split, per_class: int, seed: int) -> TensorImages:
     index = np.arange(per_class * NUM_CLASSES)  # the class goes round: label = index % 100
     return TensorImages(draw(split, index, seed), torch.from_numpy(index % NUM_CLASSES), split)
+
+
+def _captions(seed: int, split: Split, rows: Tensor) -> list[tuple[str, ...]]:
+    """Two an image: everything said in the first wording, and a part of it in another."""
+    index = rows.numpy()
+    return list(zip(captions(split, index, seed), captions(split, index, seed, variant=0)))

@@ -10,7 +10,16 @@ from typing import Any
 from torch import Tensor
 
 from clapforget.strategies.refit import refit_evidence, refit_words
-from clapforget.verify import Certificate, Observation, Views, collect_evidence, judge, observe
+from clapforget.verify import (
+    Certificate,
+    Evidence,
+    Judgement,
+    Observation,
+    Views,
+    collect_evidence,
+    judge,
+    observe,
+)
 from clapforget.verify.certificate import score_quantiles
 
 __all__ = ["Certifier", "package_versions", "request_views"]
@@ -82,6 +91,12 @@ class Certifier:
             "head": digest.hexdigest(),
         }
 
+    def for_samples(self) -> Certifier:
+        """The one that looks at single samples instead of classes."""
+        from clapforget.strategies.certify_samples import SampleCertifier
+
+        return SampleCertifier()
+
     def certify(
         self,
         strategy: Any,
@@ -92,16 +107,34 @@ class Certifier:
         forgetting: dict[str, Any],
     ) -> Certificate:
         """Weigh two observations and fill in the certificate."""
-        data = experience.data
         evidence = collect_evidence(before, after, strategy.seed)
         evidence += refit_evidence(strategy, experience, forgetting)
         judgement = judge(evidence)
-        names = [data.class_names[c] for c in experience.classes]
+        names = [experience.data.class_names[c] for c in experience.classes]
+        words = _plain_words(names, judgement.verdict, judgement.weakest, len(sample_ids))
+        return self.fill_in(
+            strategy, experience, before, after, sample_ids, forgetting, evidence, judgement, names,
+            "unseen classes" if "unseen" in after.views else "none", words,
+        )  # fmt: skip
+
+    def fill_in(
+        self, strategy: Any, experience: Any, before: Observation, after: Observation,
+        sample_ids: Tensor, forgetting: dict[str, Any], evidence: list[Evidence],
+        judgement: Judgement, names: Sequence[str], reference: str, words: str,
+    ) -> Certificate:  # fmt: skip
+        """The certificate of a judgement.
+
+        :param names: of the classes that the request is about. :param words: for its ``text``.
+        """
         ids = ",".join(map(str, sorted(sample_ids.tolist())))
         was, now = self._seen_hashes[-2:]
         self._seen_hashes = []
+        done = forgetting.get("nothing_to_do")
         return Certificate(
-            request={"text": experience.request.text, "classes": list(experience.classes), "names": names},
+            request={
+                "text": experience.request.title, "classes": list(experience.classes),
+                "names": list(names),
+            },
             event=strategy.clock.train_exp_counter,
             verdict=judgement.verdict, rule=judgement.rule, weakest=judgement.weakest,
             claim=judgement.claim, not_tested=judgement.not_tested, evidence=evidence,
@@ -109,11 +142,10 @@ class Certifier:
             model={"name": strategy.model.clip.name, "pretrained": strategy.model.clip.pretrained},
             weights={"before": was, "after": now},
             forget_data={"count": len(sample_ids), "sha256": hashlib.sha256(ids.encode()).hexdigest()},
-            seed=strategy.seed, versions=package_versions(),
-            reference="unseen classes" if "unseen" in after.views else "none",
+            seed=strategy.seed, versions=package_versions(), reference=reference,
             scores=score_quantiles(before, after),
-            text=_plain_words(names, judgement.verdict, judgement.weakest, len(sample_ids))
-            + refit_words(evidence),
+            text=(f"Nothing was to be done: {done}. What follows was looked at once more. " if done else "")
+            + words + refit_words(evidence),
         )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,14 +14,16 @@ from avalanche.training.plugins.evaluation import default_evaluator
 from torch import Tensor
 
 from clapforget.clip import Clip
-from clapforget.posterior import Change
+from clapforget.posterior import Change, Head
 from clapforget.posterior.forgetting import PosteriorForgetting
+from clapforget.prompts import PromptSettings
 from clapforget.strategies.buffer import UncertaintyBuffer
 from clapforget.strategies.certify import Certifier
-from clapforget.strategies.learning import ClapLearning, experience_labels
+from clapforget.strategies.forget_task import class_task, pair_task
+from clapforget.strategies.learning import ClapLearning
 from clapforget.strategies.registry import StrategyOptions
 from clapforget.strategies.training import TrainSettings
-from clapforget.unlearn.base import ForgetTask, Forgetter, Pairs, make_forgetter
+from clapforget.unlearn.base import Forgetter, Pairs, Unlearned, make_forgetter
 from clapforget.verify.certificate import Certificate
 
 __all__ = ["ClapForget", "build_clap_forget"]
@@ -34,7 +37,9 @@ class ClapForget(ClapLearning):
     Forgetting: the memory drops the exemplars, the forgetter changes CLIP with the memory as
     retain data, features and texts are encoded again where a tower changed, the posterior of the
     forgotten classes goes back to the prior (:mod:`clapforget.posterior.forgetting`), and a
-    certificate says what all that came to.
+    certificate says what all that came to. A request by samples leaves their classes: memory, cache
+    and posterior lose them (:meth:`~clapforget.posterior.Head.forget_samples`), CLIP, which was
+    frozen when they were learned, is changed on demand. A request by pairs does both.
     """
 
     def __init__(
@@ -44,10 +49,12 @@ class ClapForget(ClapLearning):
         forgetter: str | Forgetter = "cliperase",
         posterior: str = "variational",
         head: Any = None,
+        prompt: PromptSettings | None = None,
         memory: UncertaintyBuffer | None = None,
         training: TrainSettings | None = None,
         posterior_forgetting: PosteriorForgetting | None = None,
         retain_set: Pairs | None = None,
+        samples_in_clip: bool = False,
         certify: bool = True,
         seed: int = 0,
         eval_mb_size: int = 256,
@@ -61,21 +68,26 @@ class ClapForget(ClapLearning):
         :param forgetter: a registered name, ``"name:preset"``, or a forgetter.
         :param posterior: registered name of the head: ``variational`` (CLAP), ``exact``, ...
         :param head: its options, for instance :class:`~clapforget.posterior.ClapSettings`.
+        :param prompt: learned prompts, for the heads ``variational`` and ``prompted``.
         :param memory: exemplar memory; default 2,000 by coverage.
         :param training: options of its training, where it is trained.
         :param posterior_forgetting: options of the variational posterior's own forgetting.
         :param retain_set: data from outside to retain on, in place of the memory.
+        :param samples_in_clip: whether a request by sample also runs the forgetter on CLIP, with the
+            samples' captions. Off, because learning here leaves CLIP as it is: nothing of a sample
+            that was learned is in it. Requests by pairs always do.
         :param certify: whether each forget request ends with a certificate.
         :param seed: of everything random here. :param device: default: where the model is.
         """
         super().__init__(
-            model=model, posterior=posterior, head=head, memory=memory, training=training,
+            model=model, posterior=posterior, head=head, prompt=prompt, memory=memory, training=training,
             seed=seed, eval_mb_size=eval_mb_size, device=device, plugins=plugins,
             evaluator=evaluator, eval_every=eval_every, peval_mode=peval_mode,
         )  # fmt: skip
         self.forgetter = make_forgetter(forgetter) if isinstance(forgetter, str) else forgetter
         self.posterior_forgetting = posterior_forgetting or PosteriorForgetting()
         self.retain_set = retain_set
+        self.samples_in_clip = samples_in_clip
         self.certifier = Certifier() if certify else None
         self.certificates: list[Certificate] = []
         self.last_forgetting: dict[str, Any] | None = None
@@ -83,22 +95,50 @@ class ClapForget(ClapLearning):
     on_progress = staticmethod(lambda step, steps: None)
     """Called with (step, steps) while a forgetter runs; a user interface may replace it."""
 
+    @property
+    def request_seed(self) -> int:
+        """The seed of what is random in the current request."""
+        return self._seed_now()
+
     def forget(self, experience: Any) -> None:
         """Carry out a forget request on memory, CLIP and posterior; then certify it."""
         began = time.monotonic()
-        data, labels = experience.data, list(experience.classes)
-        self.model.describe(data.class_names, data.templates)
-        memory_classes = [c for c in self.memory.classes if c not in labels]
-        before = (
-            self.certifier.observe(self, experience, memory_classes) if self.certifier else None
-        )
+        self.model.describe(experience.data.class_names, experience.data.templates)
+        gone = set(experience.fresh_classes)
+        memory_classes = [c for c in self.memory.classes if c not in gone]
+        certifier = self._certifier_for(experience)
+        before = certifier.observe(self, experience, memory_classes) if certifier else None
+        if experience.nothing_to_do:
+            notes: dict[str, Any] = {"steps": 0, "towers": [], "losses": {}}
+            notes["nothing_to_do"] = experience.nothing_to_do
+        else:
+            notes = self._carry_out(experience)
+        seconds = round(time.monotonic() - began, 2)
+        notes |= {"forgetter": type(self.forgetter).__name__, "seconds": seconds}
+        self.last_forgetting = notes
+        if certifier and before is not None:
+            seen = certifier.observe(self, experience, memory_classes)
+            rows = _rows(experience)
+            self.certificates.append(certifier.certify(self, experience, before, seen, rows, notes))
+
+    def _certifier_for(self, experience: Any) -> Certifier | None:
+        if self.certifier and experience.by_sample:
+            return self.certifier.for_samples()
+        return self.certifier
+
+    def _carry_out(self, experience: Any) -> dict[str, Any]:
+        """:returns: steps, towers, losses, and the forgetter's own notes."""
+        data, labels = experience.data, list(experience.fresh_classes)
+        by_sample = experience.by_sample
         held = self.model.head.hold()
-        rows = torch.tensor(list(experience.dataset.sample_id))
+        rows = _rows(experience)
         forget_before = self.views(experience)
-        self._forget_exemplars(labels)
-        task = self._task(experience, rows)
-        clip = self.model.clip
-        result = self.forgetter.unlearn(clip, task)
+        self.drop_exemplars(labels, rows.tolist())
+        clip, result = self.model.clip, Unlearned(self.model.clip)
+        if not by_sample:
+            result = self.forgetter.unlearn(clip, class_task(self, experience, rows))
+        elif experience.request.pairs or self.samples_in_clip:
+            result = self.forgetter.unlearn(clip, pair_task(self, experience, rows))
         losses: dict[str, Any] = dict(result.losses)
 
         memory_before = self.memory_views
@@ -110,56 +150,68 @@ class ClapForget(ClapLearning):
         self.model.head.guide(self.memory_views.flatten(0, 1))
         if len(self.model.head.labels):
             self.model.refresh_text()
-        gone = labels if self.forgetter.unlearns_posterior else []
-        if gone or moved:
-            after = self._encode(task.forget.images, data.flip) if moved else forget_before
+        unlearns = self.forgetter.unlearns_posterior
+        if (unlearns and (labels or by_sample)) or moved:
+            images = data.train.images(rows)
             change = Change(
-                gone, forget_before, experience_labels(experience).to(self.device),
-                rows.to(self.device), after, memory_before, self.memory_views, self.memory.labels.to(self.device),
+                labels if unlearns else [], forget_before, data.train.targets[rows].to(self.device),
+                rows.to(self.device), self._encode(images, data.flip) if moved else forget_before,
+                memory_before, self.memory_views, self.memory.labels.to(self.device),
                 self.cache.tower, self.memory.sample_ids.to(self.device),
             )  # fmt: skip
             settings, rng = self.posterior_forgetting, self._generator(6)
-            losses |= self.model.head.forget(change, held, settings, rng)
+            if by_sample and unlearns:
+                change = _of_awake_classes(change, self.model.head)
+                losses |= self.model.head.forget_samples(change, held, settings, rng)
+            else:
+                losses |= self.model.head.forget(change, held, settings, rng)
         if self.forgetter.hides:
             self.model.head.hide(self.model.head.met(labels))
-        seconds = time.monotonic() - began
         towers = [t for t in ("image", "text") if clip.fingerprint(t) != result.clip.fingerprint(t)]
-        self.last_forgetting = {
-            "forgetter": type(self.forgetter).__name__, "steps": result.steps, "towers": towers,
-            "seconds": round(seconds, 2), "losses": losses, **result.notes,
+        return {
+            "steps": result.steps, "towers": towers, "losses": losses, **result.notes,
+            **self._scope(experience),
         }  # fmt: skip
-        if self.certifier and before is not None:
-            seen = self.certifier.observe(self, experience, memory_classes)
-            self.certificates.append(
-                self.certifier.certify(self, experience, before, seen, rows, self.last_forgetting)
-            )
 
-    def _forget_exemplars(self, labels: Sequence[int]) -> None:
-        """Delete the classes' exemplars and their features."""
-        kept = ~torch.isin(self.memory.labels, torch.tensor(labels))
-        self.memory.forget(labels)
+    def _scope(self, experience: Any) -> dict[str, Any]:
+        """What the request covered and what it left, in words, where that is not plain."""
+        scope: dict[str, Any] = {}
+        for key in ("already_forgotten", "never_learned"):
+            if classes := getattr(experience, key):
+                scope[key] = list(classes)
+        if experience.by_sample:
+            scope["samples"] = len(experience.dataset)
+            in_clip = bool(experience.request.pairs or self.samples_in_clip)
+            scope["in_clip"] = in_clip
+            if self.model.head.keeps_of_samples:
+                scope["not_removed"] = self.model.head.keeps_of_samples
+        return scope
+
+    def drop_exemplars(self, labels: Sequence[int], sample_ids: Sequence[int]) -> None:
+        """Delete exemplars by class and by sample id, and their features."""
+        kept = ~torch.isin(self.memory.labels, torch.tensor(labels, dtype=torch.long))
+        kept &= ~torch.isin(self.memory.sample_ids, torch.tensor(sample_ids, dtype=torch.long))
+        self.memory.forget(labels, sample_ids)
         self.memory_views = self.memory_views[kept.to(self.memory_views.device)]
-
-    def _task(self, experience: Any, rows: Tensor) -> ForgetTask:
-        """The request as the forgetter sees it."""
-        data = experience.data
-        names = [data.class_names[c] for c in experience_labels(experience).tolist()]
-        forget = Pairs(data.train.images(rows), names)
-        exemplars = [data.class_names[c] for c in self.memory.labels.tolist()]
-        return ForgetTask(
-            forget,
-            self.retain_set or Pairs(self.memory.images, exemplars),
-            data.templates,
-            data.class_names,
-            seed=self._seed_now(),
-            progress=self.on_progress,
-        )
 
     @torch.no_grad()
     def _encode(self, images: Tensor, flip: bool) -> Tensor:
         """Features of images by every view that counts, [n, V, d], by the CLIP of now."""
         views = [images] + ([images.flip(-1)] if flip else [])
-        return torch.stack([self.model.clip.encode_image(view) for view in views], 1)
+        return torch.stack([self.model.encode_image(view) for view in views], 1)
+
+
+def _rows(experience: Any) -> Tensor:
+    """Ids of an experience's samples, [n]."""
+    return torch.tensor(list(experience.dataset.sample_id), dtype=torch.long)
+
+
+def _of_awake_classes(change: Change, head: Head) -> Change:
+    """The change without the images of classes that the head does not hold now."""
+    awake = head.labels[~head.retired]
+    own = torch.isin(change.forget_labels, awake.to(change.forget_labels))
+    forget = ("forget_before", "forget_labels", "forget_ids", "forget_after")
+    return replace(change, **{name: getattr(change, name)[own] for name in forget})
 
 
 _keyword_init = ClapForget.__init__
@@ -182,9 +234,11 @@ def build_clap_forget(clip: Clip, options: StrategyOptions, seed: int) -> ClapFo
         forgetter=make_forgetter(options.forgetter, options.forget),
         posterior=options.posterior_name,
         head=options.head,
+        prompt=options.extra.get("prompt"),
         memory=UncertaintyBuffer(memory.size, memory.score, seed),
         training=options.training,
         posterior_forgetting=options.posterior,
+        samples_in_clip=options.requests.samples_in_clip,
         seed=seed,
         evaluator=EvaluationPlugin(),
     )

@@ -37,6 +37,8 @@ def refit_evidence(strategy: Any, experience: Any, forgetting: dict[str, Any]) -
         )]  # fmt: skip
     data = experience.data
     rows = data.rows("train", head.labels[head.sums.count > 0].tolist())
+    deleted = torch.tensor(getattr(experience, "forgotten_samples", ()), dtype=torch.long)
+    rows = rows[~torch.isin(rows, deleted)]
     if not len(rows):
         return []
     mirrored = [False, True] if data.flip else [False]

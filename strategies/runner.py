@@ -128,7 +128,7 @@ class Run:
         tasks = [event["classes"] for event in self.events if event["kind"] == "learn"]
         tasks += [] if forget else [list(experience.classes)]
         event = {
-            "event": index, "kind": experience.kind, "text": experience.request.text,
+            "event": index, "kind": experience.kind, "text": experience.request.title,
             "classes": list(experience.classes),
             "names": [data.class_names[c] for c in experience.classes],
             "seconds": round(seconds, 2), "learned": retained, "forgotten": forgotten,

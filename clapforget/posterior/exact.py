@@ -152,6 +152,21 @@ class ExactHead(SumsHead):
         self._use(change.tower)
         return {"drift": error}
 
+    keeps_of_samples = ""
+
+    def forget_samples(
+        self, change: Change, held: Any, settings: Any, generator: torch.Generator
+    ) -> dict[str, Any]:
+        """Subtract single samples; carry the sums over if the image tower changed.
+
+        :returns: as :meth:`forget`.
+        :raises UserError: if a sample was not learned, or can't be subtracted any more.
+        """
+        if len(change.forget_ids):
+            tower = bytes(self.tower.tolist()).decode()
+            self.delete(change.forget_before, change.forget_labels, change.forget_ids, tower)
+        return self.forget(change, held, settings, generator)
+
     # ---- posterior -------------------------------------------------------------------------
     @property
     def parts(self) -> list[Part]:

@@ -40,7 +40,7 @@ from clapforget.posterior.weights import ClassWeights
 if TYPE_CHECKING:
     from clapforget.posterior.variational import VariationalHead
 
-__all__ = ["PosteriorForgetting", "forget_posterior", "solve_adapters"]
+__all__ = ["PosteriorForgetting", "forget_posterior", "refit", "solve_adapters"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def forget_posterior(
     losses: dict[str, list[float]] = {}
     target = ClassWeights(*(part.detach().clone() for part in before))
     if len(retained) and not torch.equal(before_features, features):
-        losses["posterior refit"] = _refit(
+        losses["posterior refit"] = refit(
             target, retained, before_features, features, head, settings, generator
         )
     if len(retained) and met:
@@ -159,7 +159,7 @@ def _release_guidance(
     return losses
 
 
-def _refit(
+def refit(
     target: ClassWeights, retained: Tensor, old_v: Tensor, v: Tensor,
     head: VariationalHead, s: PosteriorForgetting, generator: torch.Generator,
 ) -> list[float]:  # fmt: skip

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clapforget.errors import UserError
 from clapforget.posterior.predictive import Predictive
 from clapforget.registry import Registry
 
@@ -156,6 +157,22 @@ class Head(nn.Module, ABC):
         :param settings: a :class:`~clapforget.posterior.forgetting.PosteriorForgetting`.
         :returns: losses by step, or other plain values, by name.
         """
+
+    keeps_of_samples: ClassVar[str] = "everything: it cannot forget single samples"
+    """What the head still holds of samples after :meth:`forget_samples`, in words; empty: nothing."""
+
+    def forget_samples(
+        self, change: Change, held: Any, settings: Any, generator: torch.Generator
+    ) -> dict[str, Any]:
+        """Forget samples of classes that stay; arguments and result as :meth:`forget`.
+
+        :param change: without labels; its ``forget_*`` rows are of classes learned and not forgotten.
+        :raises UserError: if the head can't.
+        """
+        raise UserError(
+            f"the posterior {type(self).__name__} cannot forget single samples",
+            "forget the whole class, or use another posterior",
+        )
 
     def settle(self) -> None:
         """Called after every Learn request: keep forgotten classes at the prior."""

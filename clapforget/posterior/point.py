@@ -61,21 +61,41 @@ class PointSumsHead(PointHead, SumsHead):
         that are left."""
         del held, settings, generator
         met = self.met(change.labels)
-        afresh = not self.can_subtract(change, met)
+        own = torch.isin(change.forget_labels, torch.tensor(met).to(change.forget_labels))
+        afresh = self._take_away(change, own, met)
         if not afresh:
-            own = torch.isin(change.forget_labels, torch.tensor(met).to(change.forget_labels))
-            self._add(change.forget_before[own], change.forget_labels[own], -1.0)
             for column in self.columns(met).tolist():
                 self.sums.clear(column)
         self.retire(met)
+        return {"relearned_from_exemplars": len(change.memory_after)} if afresh else {}
+
+    keeps_of_samples = ""
+
+    def forget_samples(
+        self, change: Change, held: Any, settings: Any, generator: torch.Generator
+    ) -> dict[str, Any]:
+        """As :meth:`forget`, of single samples."""
+        del held, settings, generator
+        labels = change.forget_labels.unique()
+        every = torch.ones_like(change.forget_labels, dtype=torch.bool)
+        afresh = self._take_away(change, every, labels.tolist())
+        columns = self.columns(labels)
+        for column in columns[self.sums.count[columns] < 0.5].tolist():
+            self.sums.clear(column)
+        return {"relearned_from_exemplars": len(change.memory_after)} if afresh else {}
+
+    def _take_away(self, change: Change, own: Tensor, met: list[int]) -> bool:
+        """Subtract the change's images where ``own`` [n], or learn afresh from the exemplars that
+        are left. :returns: whether the latter."""
         self._solved = None
-        if not afresh:
-            return {}
+        if self.can_subtract(change, met):
+            self._add(change.forget_before[own], change.forget_labels[own], -1.0)
+            return False
         self.sums.empty()
         self._use(change.tower)
         self._add(change.memory_after, change.memory_labels)
         self.sums.carried = self.sums.count > 0
-        return {"relearned_from_exemplars": len(change.memory_after)}
+        return True
 
     def can_subtract(self, change: Change, met: list[int]) -> bool:
         """Whether what the sums hold of these classes is what the request's images add up to."""

@@ -63,6 +63,14 @@ class ZeroShotHead(PointHead, OnePassHead):
         self.retire(self.met(change.labels))
         return {}
 
+    keeps_of_samples = ""
+
+    def forget_samples(
+        self, change: Change, held: Any, settings: Any, generator: torch.Generator
+    ) -> dict[str, Any]:
+        """Nothing is stored."""
+        return {}
+
 
 @HEADS.register("nearest-mean")
 class NearestMeanHead(PointSumsHead):
@@ -86,6 +94,7 @@ class RanPACHead(PointSumsHead):
     settings_group = "ranpac"
     settings: RanPACSettings
     ridge: Tensor
+    keeps_of_samples = "the ridge, chosen when they were there"
 
     def __init__(
         self, width: int, scale: float, settings: RanPACSettings | None = None, seed: int = 0

@@ -21,6 +21,7 @@ from clapforget.posterior.head import HEADS, Change
 from clapforget.posterior.predicting import predict
 from clapforget.posterior.predictive import Predictive
 from clapforget.posterior.previous import Previous
+from clapforget.posterior.sample_forgetting import forget_samples_posterior
 from clapforget.posterior.settings import ClapSettings
 from clapforget.posterior.terms import divergence, regularisers
 from clapforget.posterior.weights import ClassWeights, LogitNoise, Stage, TopLatent
@@ -149,6 +150,22 @@ class VariationalHead(GuidedHead):
             awake = torch.bincount(self.task[~self.retired], minlength=self.tasks) > 0
             with torch.no_grad():
                 self.tokens.token[~awake] = 0  # a task without a class has no use for its token
+        self._remember()
+        return dict(losses)
+
+    keeps_of_samples = (
+        "the attention and the other classes' posteriors, trained while the samples stood in their "
+        "batches"
+    )
+
+    def forget_samples(
+        self, change: Change, held: Any, settings: PosteriorForgetting, generator: torch.Generator
+    ) -> dict[str, Any]:
+        """Make the samples' classes again from the exemplars that are left, see
+        :mod:`clapforget.posterior.sample_forgetting`. What is kept of the model before goes too."""
+        if held is None:
+            return {}
+        losses = forget_samples_posterior(self, held, change, settings, generator)
         self._remember()
         return dict(losses)
 

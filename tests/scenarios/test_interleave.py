@@ -13,7 +13,6 @@ from torch import nn
 
 from clapforget.errors import UserError
 from clapforget.scenarios import (
-    Forget,
     ForgetExperience,
     Learn,
     LearnExperience,
@@ -116,12 +115,66 @@ def test_class_order_decides_which_images_a_label_means(small_lab):
 
 
 def test_requests_that_cannot_be_carried_out_are_refused_unless_unchecked(small_lab):
-    with pytest.raises(UserError, match="forgotten already"):
-        stream(small_lab, [Learn([0, 1]), Forget([1]), Forget([1])])
-    again = stream(small_lab, [Learn([0, 1]), Forget([1]), Forget([1])], check=False)
-    assert len(again.forget_stream) == 2
+    with pytest.raises(UserError, match="learned already"):
+        stream(small_lab, [Learn([0, 1]), Learn([1])])
+    again = stream(small_lab, [Learn([0, 1]), Learn([1])], check=False)
+    assert len(again.test_stream) == 2
     with pytest.raises(UserError, match="label 100"):
         stream(small_lab, [Learn([100])], check=False)
+
+
+def ids_of(experience):
+    return set(experience.dataset.sample_id)
+
+
+def test_a_request_that_repeats_another_holds_what_is_left_of_it(small_lab):
+    _, once, again, twice = stream(small_lab, "L0-3 F1 F1 F1,2").train_stream
+    assert (once.nothing_to_do, again.nothing_to_do) == ("", "forgotten before")
+    assert len(again.dataset) == 0
+    assert (again.already_forgotten, again.fresh_classes) == ((1,), ())
+    assert (twice.already_forgotten, twice.fresh_classes) == ((1,), (2,))
+    assert labels_of(twice) == {2}
+    assert not twice.nothing_to_do
+
+
+def test_a_class_known_from_pretraining_alone_is_told_apart(small_lab):
+    known = min(small_lab.known - {0, 1})
+    forget = stream(small_lab, f"L0,1 F1,{known}").train_stream[1]
+    assert forget.never_learned == (known,)
+    assert labels_of(forget) == {1, known}
+
+
+def test_samples_are_forgotten_by_id_and_never_come_back(small_lab):
+    mine = small_lab.rows("train", [2]).tolist()
+    other = small_lab.rows("train", [50]).tolist()
+    text = f"L0-3 F@{mine[0]},{other[0]} F@{mine[0]},{mine[1]} F@{mine[1]} F2 L2 L50"
+    _, first, second, third, whole, again, late = stream(small_lab, text).train_stream
+    assert ids_of(first) == {mine[0]}  # the other was not learned: nothing of it to forget ...
+    assert ids_of(second) == {mine[1]}
+    assert ids_of(third) == set()
+    assert third.nothing_to_do
+    assert first.by_sample
+    assert first.classes == ()
+    assert set(first.learned_classes) == {0, 1, 2, 3}
+    assert ids_of(whole) == ids_of(again) == set(mine[2:])
+    assert ids_of(late) == set(other[1:])  # ... and it is not learned later either
+    assert late.forgotten_samples == tuple(sorted([*mine[:2], other[0]]))
+    everything = ",".join(map(str, mine))
+    with pytest.raises(UserError, match=r"no train image of class 2 .* left"):
+        stream(small_lab, f"L0-3 F@{everything} F2 L2")
+
+
+def test_pairs_are_found_by_their_captions(small_lab):
+    name = small_lab.class_names[2]
+    captions = small_lab.captions("train", torch.arange(len(small_lab.train)))
+    forget = stream(small_lab, f'L0-3 F"{name.upper()} on a"').train_stream[1]
+    expected = {i for i, both in enumerate(captions) if any(f"{name} on a" in c for c in both)}
+    assert ids_of(forget) == expected
+    assert labels_of(forget) == {2}
+    nothing = stream(small_lab, f'L0-3 F"{name[:-1]}"').train_stream[1]  # whole words only
+    assert nothing.nothing_to_do
+    rule = stream(small_lab, f'L0-3 F"re:{name[:-1]}. on"').train_stream[1]
+    assert ids_of(rule) == expected
 
 
 def test_a_class_without_images_is_named(small_lab):

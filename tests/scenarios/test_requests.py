@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clapforget.errors import UserError
-from clapforget.scenarios import Forget, Learn
+from clapforget.scenarios import Forget, Learn, LearnForNow
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,38 @@ def test_requests_are_values():
 def test_mistakes(classes, message):
     with pytest.raises(UserError, match=message):
         Forget(classes)
+
+
+def test_a_forget_request_names_one_thing():
+    assert Forget(samples=[5, 3]).samples == (5, 3)
+    assert Forget(samples=[5, 3]).classes == ()
+    for arguments in ({"classes": [1], "samples": [2]}, {"samples": [2], "pairs": "x"}):
+        with pytest.raises(UserError, match="not several"):
+            Forget(**arguments)
+    with pytest.raises(UserError, match="names sample 3 twice"):
+        Forget(samples=[3, 3])
+    with pytest.raises(UserError, match="no regular expression"):
+        Forget(pairs="re:(")
+    with pytest.raises(UserError, match="cannot be written down"):
+        Forget(pairs='a "red" ant')
+
+
+def test_the_title_of_a_sample_request_lists_no_id():
+    assert Forget(samples=[5, 3]).title == "F@ 2 samples"
+    assert Forget([3]).title == "F3"
+
+
+@pytest.mark.parametrize(
+    ("caption", "found"),
+    [("a small Red  Zorup here", True), ("red zorups", False), ("bored zorup", False),
+     ("a red and a zorup", False), ("red zorup", True)],
+)  # fmt: skip
+def test_a_phrase_is_whole_words_in_any_case(caption, found):
+    assert Forget(pairs="red zorup").matches(caption) == found
+    assert not Forget([1]).matches(caption)
+
+
+def test_learning_for_now_is_learning():
+    assert isinstance(LearnForNow([1]), Learn)
+    assert LearnForNow([1]) != Learn([1])
+    assert (LearnForNow([1, 2, 3]).text, LearnForNow([1]).kind) == ("N1-3", "learn")

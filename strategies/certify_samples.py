@@ -1,0 +1,96 @@
+"""Observe a strategy around a request that names samples or pairs, and write down what is found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clapforget.strategies.certify import Certifier, request_views
+from clapforget.strategies.refit import refit_evidence
+from clapforget.verify import Certificate, Observation, Views, observe
+from clapforget.verify.samples import judge_samples, sample_evidence
+from clapforget.verify.verdict import Judgement
+
+__all__ = ["SampleCertifier"]
+
+
+_KEPT = ("retain", "neighbours", "bystanders")
+
+
+class SampleCertifier(Certifier):
+    """Looks at the samples themselves, and at test images of their classes beside them.
+
+    Features of the samples are computed for the look and not kept.
+    """
+
+    def observe(self, strategy: Any, experience: Any, memory_classes: Sequence[int]) -> Observation:
+        """The view ``forget`` holds the samples, ``unseen`` test images of their classes; the others
+        as for a request by class."""
+        data, model = experience.data, strategy.model
+        rows = torch.tensor(list(experience.dataset.sample_id), dtype=torch.long)
+        touched = tuple(sorted(set(data.train.targets[rows].tolist())))
+        head = model.head if len(model.head.labels) else None
+
+        def samples(classes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+            return model.clip.encode_image(data.train.images(rows)), data.train.targets[rows]
+
+        def test(classes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+            found = data.rows("test", classes)
+            return strategy.cache(data.test, found), data.test.targets[found]
+
+        views = request_views(experience, memory_classes, model.head.labels.tolist())
+        aimed_at = touched if experience.request.pairs else ()  # of samples, the classes must stay
+        kept = Views(
+            (), *(tuple(c for c in getattr(views, part) if c not in aimed_at) for part in _KEPT)
+        )
+        others = replace(
+            kept, unseen=touched, known=tuple(c for c in views.known if c in kept.retain)
+        )
+        arguments = (data.class_names, data.templates)
+        seen = observe(model.clip, head, test, others, *arguments)
+        if len(rows):
+            own = observe(model.clip, head, samples, Views(touched), *arguments)
+            seen.views = {**own.views, **seen.views}
+        self._seen_hashes.append(self._hashes(strategy))
+        return seen
+
+    def certify(
+        self, strategy: Any, experience: Any, before: Observation, after: Observation,
+        sample_ids: Tensor, forgetting: dict[str, Any],
+    ) -> Certificate:  # fmt: skip
+        """Weigh two observations and fill in the certificate."""
+        data = experience.data
+        labels = sorted(set(data.train.targets[sample_ids].tolist()))
+        names = [data.class_names[c] for c in labels]
+        evidence = sample_evidence(before, after, strategy.seed)
+        evidence += refit_evidence(strategy, experience, forgetting)
+        kept = forgetting.get("not_removed", "")
+        judgement = judge_samples(evidence, bool(forgetting.get("in_clip")), kept)
+        if done := forgetting.get("nothing_to_do"):
+            judgement = Judgement(
+                "inconclusive", f"0: nothing to do: {done}", "no sample was left to look at",
+                judgement.claim, judgement.not_tested,
+            )  # fmt: skip
+        return self.fill_in(
+            strategy, experience, before, after, sample_ids, forgetting, evidence, judgement, names,
+            "test images of the samples' classes", _words(names, len(sample_ids), judgement),
+        )  # fmt: skip
+
+
+def _words(names: Sequence[str], samples: int, judgement: Judgement) -> str:
+    """The certificate in words for someone who does not read tables."""
+    found = {
+        "forgotten": "they are treated as images that were never learned",
+        "retained": "they still stand out from images that were never learned",
+        "damaged": "the system lost more than was asked",
+        "inconclusive": "the data at hand does not tell whether they still stand out",
+    }[judgement.verdict]
+    which = f" of {', '.join(names)}" if names else ""
+    return (
+        f"Asked to forget {samples} training images{which}; their classes stay. After the request, "
+        f"{found}. The most critical finding: {judgement.weakest}. The claim is {judgement.claim}."
+    )

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from clapforget.verify import Evidence, Observation
+from clapforget.verify.observe import ViewObservation
+from clapforget.verify.samples import judge_samples, sample_evidence
+
+
+def view(n: int, entropy: float, seed: int, right: float = 1.0) -> ViewObservation:
+    """A look at n images whose scores are normal around a level."""
+    rng = np.random.default_rng(seed)
+    scores = {name: rng.normal(entropy, 1, n) for name in ("entropy", "mutual_information")}
+    answers = rng.random(n) < right
+    cosine = rng.normal(0, 1, n)
+    return ViewObservation(n, answers, answers[:, None], cosine, cosine, answers, scores)
+
+
+def seen(level: float, n: int = 800, right: float = 1.0) -> Observation:
+    views = {
+        "forget": view(n, level, 1),
+        "unseen": view(n, 0.0, 2),
+        "retain": view(n, 0.0, 3, right),
+    }
+    return Observation(views, {})
+
+
+def judged(before: Observation, after: Observation, kept: str = "") -> tuple[str, str, str]:
+    judgement = judge_samples(sample_evidence(before, after), False, kept)
+    return judgement.verdict, judgement.weakest, judgement.claim
+
+
+def test_samples_that_stood_out_and_no_longer_do_are_forgotten() -> None:
+    verdict, weakest, claim = judged(seen(-2.0), seen(0.0), "the attention")
+    assert verdict == "forgotten"
+    assert "reference" in weakest
+    assert claim.endswith("Not removed: the attention")
+
+
+def test_samples_that_never_stood_out_prove_little_and_that_is_said() -> None:
+    verdict, weakest, _ = judged(seen(0.0), seen(0.0))
+    assert (verdict, weakest) == ("forgotten", "they did not stand out before the request either")
+
+
+@pytest.mark.parametrize("level", [-2.0, 2.0], ids=["familiar", "streisand"])
+def test_samples_that_stand_out_either_way_are_retained(level: float) -> None:
+    assert judged(seen(-2.0), seen(level))[0] == "retained"
+
+
+def test_few_samples_decide_nothing() -> None:
+    assert judged(seen(0.0, 10), seen(0.0, 10))[0] == "inconclusive"
+    assert judged(seen(0.0, 40), seen(0.0, 40))[0] == "inconclusive"
+
+
+def test_lost_retained_classes_are_damage() -> None:
+    assert judged(seen(-2.0), seen(0.0, right=0.7))[0] == "damaged"
+
+
+def test_a_refitted_head_is_a_proof_unless_clip_was_to_forget_too() -> None:
+    evidence = sample_evidence(seen(0.0, 10), seen(0.0, 10))
+    evidence.append(Evidence(
+        "posterior_refit_difference", "", "head", 1e-12, (1e-12, 1e-12), reference=1e-6, holds=True
+    ))  # fmt: skip
+    assert judge_samples(evidence, False, "").verdict == "forgotten"
+    assert judge_samples(evidence, True, "").verdict == "inconclusive"
+
+
+def test_nothing_looked_at_gives_no_evidence_of_samples() -> None:
+    only = Observation({"retain": view(50, 0.0, 3)}, {})
+    assert all("samples" not in piece.name for piece in sample_evidence(only, only))
