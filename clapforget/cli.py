@@ -258,16 +258,43 @@ def bench_forget(
     )
 
 
-def _measured(json_file: Path | None, measure: Callable[[], dict[str, Any]]) -> None:
-    """Print what is measured, and write it where it is wanted."""
+@bench.command("forgetters")
+def bench_forgetters(
+    twin_cache: Annotated[
+        Path, typer.Option(help="Folder of trained twins; missing ones are trained (minutes each).")
+    ],
+    seeds: Annotated[str, typer.Option(help="Of the requests, comma-separated.")] = "0,1,2",
+    methods: Annotated[
+        str, typer.Option(help="NAME or NAME:PRESET, comma-separated; default: all.")
+    ] = "",
+    json_file: Json = None,
+    markdown_file: Annotated[
+        Path | None, typer.Option("--markdown", help="File to write the table to.")
+    ] = None,
+) -> None:
+    """Forgetters on the lab: all on the same requests, beside twins that never saw the classes."""
+    from clapforget.bench.forgetters import markdown, measure
+
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    numbers = _order(seeds, "--seeds") or []
+    found = _measured(json_file, lambda: measure(numbers, twin_cache, names, say))
+    say(markdown(found))
+    if markdown_file is not None:
+        markdown_file.write_text(markdown(found))
+
+
+def _measured(json_file: Path | None, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What is measured, printed, and written where it is wanted."""
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise UserError(f"--json {json_file}: there is no such folder", "make it first")
     if json_file is not None and json_file.exists():
         raise UserError(f"{json_file} exists already", "choose another --json")
-    text = json.dumps(measure(), indent=2)
+    found = measure()
+    text = json.dumps(found, indent=2)
     say(text)
     if json_file is not None:
         json_file.write_text(text + "\n")
+    return found
 
 
 @app.callback(invoke_without_command=True)
@@ -305,14 +332,14 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _order(text: str | None) -> list[int] | None:
+def _order(text: str | None, option: str = "--class-order") -> list[int] | None:
     if text is None:
         return None
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise UserError(
-            f"--class-order {text[:40]!r} holds no whole numbers", "write 3,0,2,1"
+            f"{option} {text[:40]!r} holds no whole numbers", "write 3,0,2,1"
         ) from error
 
 

@@ -21,7 +21,7 @@ from clapforget.scenarios import Learn, Request, Scenario
 from clapforget.strategies.measure import event_metrics, snapshot
 from clapforget.verify import Evidence, Observation, Views, observe, statistics
 
-__all__ = ["TwinResult", "compare_with_twin", "twin_backbone", "twin_requests"]
+__all__ = ["TwinResult", "compare_with_twin", "retrained_lab", "twin_backbone", "twin_requests"]
 
 
 @dataclass
@@ -64,16 +64,28 @@ def twin_backbone(
         return base, "shares the backbone, which never knew the forgotten classes"
     if base.name != "lab-tiny" or base.pretrained != "built-in":
         return base, "shares the backbone, which was pretrained with the forgotten classes"
-    settings = PretrainSettings(**shipped_card("lab-tiny")["settings"])
-    key = hashlib.sha256(
-        json.dumps([known, vars(settings), base.fingerprint()]).encode()
-    ).hexdigest()[:16]
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "clapforget" / "twins"
-    path = root / f"lab-tiny-{key}.safetensors"
-    if not path.exists():
-        pretrain("lab-tiny", LabSource(excluded=known), settings, path, progress=progress)
+    path = retrained_lab(base, known, progress=progress)
     names = ", ".join(lab.class_names()[c] for c in known)
     return load_clip(str(path), device=str(base.device)), f"backbone trained again without {names}"
+
+
+def retrained_lab(
+    base: Clip, excluded: list[int], root: Path | None = None, progress: bool = True
+) -> Path:
+    """The weights file of ``lab-tiny`` trained again without some classes, its card beside it.
+
+    :param excluded: canonical ids, sorted. :param root: where trained ones are kept; default: the
+        user's cache folder.
+    """
+    settings = PretrainSettings(**shipped_card("lab-tiny")["settings"])
+    key = hashlib.sha256(
+        json.dumps([excluded, vars(settings), base.fingerprint()]).encode()
+    ).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    path = (root or cache / "clapforget" / "twins") / f"lab-tiny-{key}.safetensors"
+    if not path.exists():
+        pretrain("lab-tiny", LabSource(excluded=excluded), settings, path, progress=progress)
+    return path
 
 
 def compare_with_twin(
