@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from clapforget.errors import UserError
 from clapforget.report import plots, tables, trust, words
+from clapforget.report.front import pareto_fronts
 from clapforget.report.load import (
     Event,
     Request,
@@ -262,6 +263,11 @@ def _request(
         "seconds": words.seconds(number(forget.get("seconds"))),
         "towers": ", ".join(string(x) for x in items(forget.get("towers"))) or words.DASH,
         "losses": _losses(event, request.index),
+        "tasks": tables.request_tasks(event),
+        "fronts": [
+            front | {"plot": Markup(front["plot"])}
+            for front in pareto_fronts(forget, f"Request {request.index + 1}")
+        ],
         "has_pictures": pictures is not None,
         "pictures": rows,
         "more_pictures": more,
