@@ -18,6 +18,7 @@ from clapforget.strategies.certify import package_versions
 from clapforget.strategies.checkpoint import load_checkpoint, save_checkpoint
 from clapforget.strategies.measure import Snapshot, event_metrics, snapshot, summarise
 from clapforget.strategies.novelty import novelty
+from clapforget.strategies.request_tasks import request_tasks
 from clapforget.strategies.twin import TwinResult
 from clapforget.verify import Certificate
 
@@ -116,10 +117,11 @@ class Run:
                 self.strategy.certificates.append(Certificate.from_dict(values))
 
     def _live_through(self, index: int, total: int, experience: Any) -> None:
+        data, forget = self.scenario.data, experience.kind == "forget"
+        tasks_before = request_tasks(self.strategy, experience) if forget else None
         began = time.monotonic()
         self.strategy.train(experience, eval_streams=[])
         seconds = time.monotonic() - began
-        data, forget = self.scenario.data, experience.kind == "forget"
         retained, forgotten = list(experience.learned_classes), list(experience.forgotten_classes)
         seen = snapshot(self.strategy, data, retained)
         future = [
@@ -136,6 +138,8 @@ class Run:
             "accuracy": _table(seen), "reliability": seen.reliability,
             "novelty": None if forget else novelty(self.strategy, data, retained, future),
             "forget": self.strategy.last_forgetting if forget else None,
+            "tasks": {"before": tasks_before, "after": request_tasks(self.strategy, experience)}
+            if forget else None,
         }  # fmt: skip
         if forget and self.strategy.certificates:
             number = sum(e["kind"] == "forget" for e in self.events)

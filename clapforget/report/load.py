@@ -52,6 +52,8 @@ class Event:
     """Reliability bins of the strategy's prediction; empty where none were recorded."""
     novelty: dict[str, Any]
     """Detection of classes that come later; empty where none was recorded."""
+    tasks: dict[str, Any] = field(default_factory=dict)
+    """The four CLIP tasks before and after a forget request; empty where none were recorded."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,7 @@ def _event(record: dict[str, Any], position: int, forgotten: set[int]) -> Event:
         forget=mapping(record.get("forget")),
         reliability=mapping(record.get("reliability")),
         novelty=mapping(record.get("novelty")),
+        tasks=mapping(record.get("tasks")),
     )
 
 

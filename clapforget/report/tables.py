@@ -10,11 +10,11 @@ import numpy as np
 from markupsafe import Markup
 
 from clapforget.report import plots, words
-from clapforget.report.load import Request, Run, items, mapping, number, text
+from clapforget.report.load import Event, Request, Run, items, mapping, number, text
 
 __all__ = [
     "Cell", "MatrixRow", "accuracy_matrix", "evidence_groups", "final_numbers", "fingerprints",
-    "flat", "mean_accuracy", "picture_rows", "ranges",
+    "flat", "mean_accuracy", "picture_rows", "ranges", "request_tasks",
 ]  # fmt: skip
 
 _MOST_PICTURES = 12
@@ -171,6 +171,21 @@ def final_numbers(run: Run) -> list[dict[str, str]]:
             "twin": words.amount(apart) if write is words.amount else words.points(apart, sign=True),
         })  # fmt: skip
     return rows
+
+
+def request_tasks(event: Event | None) -> list[dict[str, Any]]:
+    """The four CLIP tasks around a request, a row each; empty where none were recorded."""
+    tasks = mapping(event.tasks) if event else {}
+    columns = [
+        mapping(mapping(tasks.get(when)).get(part))
+        for part in ("forget", "retain")
+        for when in ("before", "after")
+    ]
+    return [
+        {"title": title, "values": [words.percent(number(column.get(key))) for column in columns]}
+        for key, title in words.TASKS.items()
+        if any(number(column.get(key)) is not None for column in columns)
+    ]
 
 
 def fingerprints(certificate: Mapping[str, Any]) -> list[dict[str, str]]:

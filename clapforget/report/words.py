@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
-    "CARDS", "DASH", "GLOSSARY", "GROUPS", "MEASURES", "NOVELTY", "SCORES", "VERDICTS",
+    "CARDS", "DASH", "GLOSSARY", "GROUPS", "MEASURES", "NOVELTY", "SCORES", "TASKS", "VERDICTS",
     "amount", "badge", "percent", "points", "seconds",
 ]  # fmt: skip
 
@@ -46,6 +46,19 @@ MEASURES = {
     "spill": "Spill",
     "relapse": "Relapse",
 }
+
+TASKS = {
+    "zero_shot": "Zero-shot classification",
+    "image_retrieval@1": "Image retrieval, R@1",
+    "image_retrieval@5": "Image retrieval, R@5",
+    "image_retrieval@10": "Image retrieval, R@10",
+    "text_retrieval@1": "Text retrieval, R@1",
+    "text_retrieval@5": "Text retrieval, R@5",
+    "text_retrieval@10": "Text retrieval, R@10",
+    "matching_accuracy": "Image–text matching, two-way choice",
+    "matching_auc": "Image–text matching, area under the ROC curve",
+}
+"""The four CLIP tasks around a request."""
 
 CARDS = {
     "retain_accuracy": ("Retained classes", "strategy, at the end"),
