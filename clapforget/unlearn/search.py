@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -58,6 +58,9 @@ class Score:
     forget_top1: float
     forget_top5: float
     retain_top1: float
+    forget_lead: float = field(default=0.0, compare=False)
+    """The largest lead of a forget image's own name over the best other, in nats (cosines times the
+    logit scale); negative if every image is given another name."""
 
 
 class Judge:
@@ -117,7 +120,14 @@ class Judge:
             (forget < 1).double().mean().item(),
             (forget < 5).double().mean().item(),
             (retain < 1).double().mean().item() if len(retain) else 0.0,
+            self._lead(logits[: self.forget], clip),
         )
+
+    def _lead(self, logits: Tensor, clip: Clip) -> float:
+        own = self.labels[: self.forget, None]
+        others = logits.scatter(1, own, -torch.inf).max(1).values
+        lead = clip.scale * (logits.gather(1, own)[:, 0] - others)
+        return float(lead.nan_to_num(-torch.inf).max())
 
 
 @dataclass(frozen=True)
@@ -155,6 +165,7 @@ def bisect(gone: Callable[[float], bool], start: float, evaluations: int) -> Non
 def try_direction(
     judge: Judge, clip: Clip, concept: str, tensor: str, tower: Tower, direction: Tensor,
     evaluations: int, top: int, start: float | None = None, tick: Callable[[], None] = lambda: None,
+    margin: float = 0.0,
 ) -> list[Trial]:  # fmt: skip
     """Search the step of one tensor, always from the weights it has now, and put them back.
 
@@ -162,6 +173,7 @@ def try_direction(
     :param top: the concept is gone when no held-out forget image has its name among the first
         ``top`` (1 or 5; 1 if there are no more names than that).
     :param start: first λ; default ``‖θ‖ / (10 ‖G‖)``, a change of 10 %.
+    :param margin: nats by which every image's own name must be behind another as well.
     """
     parameter = clip.model.get_parameter(tensor)
     original = parameter.detach().clone()
@@ -176,7 +188,8 @@ def try_direction(
         score = judge(clip)
         trials.append(Trial(concept, tensor, tower, step, step * share, score))
         tick()
-        return (score.forget_top1 if first else score.forget_top5) == 0
+        behind = margin == 0 or score.forget_lead <= -margin
+        return behind and (score.forget_top1 if first else score.forget_top5) == 0
 
     bisect(gone, 0.1 / share if start is None else start, evaluations)
     with torch.no_grad():
@@ -184,13 +197,17 @@ def try_direction(
     return trials
 
 
-def choose(trials: Sequence[Trial]) -> tuple[Trial, bool]:
+def choose(trials: Sequence[Trial], margin: float = 0.0) -> tuple[Trial, bool]:
     """The outcome, and whether the concept is gone from the first rank in it.
 
     Among trials with ``forget_top1 = 0`` the best ``retain_top1``, then the smaller relative
-    change. If there is none, the lowest ``forget_top1``, then the same order.
+    change. If there is none, the lowest ``forget_top1``, then the same order. With a margin, what is
+    missing to it (in nats) comes right after ``forget_top1``.
     """
-    trial = min(
-        trials, key=lambda t: (t.score.forget_top1, -t.score.retain_top1, t.relative_change)
-    )
+
+    def order(t: Trial) -> tuple[float, float, float, float]:
+        missing = max(0.0, t.score.forget_lead + margin) if margin else 0.0
+        return t.score.forget_top1, missing, -t.score.retain_top1, t.relative_change
+
+    trial = min(trials, key=order)
     return trial, trial.score.forget_top1 == 0

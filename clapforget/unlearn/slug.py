@@ -70,6 +70,9 @@ class SlugSettings:
     top: int = 5
     """A step suffices when no held-out forget image has its name among the first ``top``: 5, or 1
     where there are few names (always with five or less)."""
+    margin: float = 0.0
+    """Nats by which the name of every held-out forget image must be behind another's, in the search
+    and in the outcome; 0 stops at the edge, where other images of the concept may still be known."""
     validation: float = 0.25
     """Share of the forget and of the retain pairs that is held out, in [0, 1); 0: judge by the
     pairs of the gradients."""
@@ -84,6 +87,8 @@ class SlugSettings:
                 raise UserError(f"setting {name}={getattr(self, name)}", "give 1 or more")
         if self.top not in (1, 5):
             raise UserError(f"setting top={self.top}", "give 1 or 5")
+        if self.margin < 0:
+            raise UserError(f"setting margin={self.margin}", "give 0 or more")
         if not 0 <= self.validation < 1:
             raise UserError(f"setting validation={self.validation}", "give 0 or more, below 1")
 
@@ -138,11 +143,11 @@ class Slug(Forgetter):
                 if row.front:
                     c.trials += try_direction(
                         judged, changed, c.name, row.tensor, row.tower, c.gradient[row.tensor],
-                        s.evaluations, s.top, tick=lambda: task.progress(next(ticks), total),
+                        s.evaluations, s.top, tick=lambda: task.progress(next(ticks), total), margin=s.margin,
                     )  # fmt: skip
         shared = self._apply(changed, concepts, judge)
         everything = judge(concepts)
-        choices = [(c, *choose(c.trials)) for c in concepts]
+        choices = [(c, *choose(c.trials, s.margin)) for c in concepts]
         return Unlearned(changed, len({trial.tensor for _, trial, _ in choices}), {}, {
             "settings": asdict(s),
             "held_out": {"forget": everything.forget, "retain": len(retain_held)},
@@ -200,7 +205,7 @@ class Slug(Forgetter):
     ) -> list[Trial]:  # fmt: skip
         """Add every concept's update to ``changed``; return the evaluations of common scales."""
         s = self.settings
-        chosen = [(c, choose(c.trials)[0]) for c in concepts]
+        chosen = [(c, choose(c.trials, s.margin)[0]) for c in concepts]
         steps: dict[str, Tensor] = {}
         trials: list[Trial] = []
         for tensor in dict.fromkeys(trial.tensor for _, trial in chosen):
@@ -209,10 +214,10 @@ class Slug(Forgetter):
             if len(members) > 1:
                 found = try_direction(
                     judge([c for c, _ in members]), changed, " + ".join(c.name for c, _ in members),
-                    tensor, members[0][1].tower, update, s.evaluations, s.top, start=1.0,
+                    tensor, members[0][1].tower, update, s.evaluations, s.top, 1.0, margin=s.margin,
                 )  # fmt: skip
                 trials += found
-                update = choose(found)[0].step * update
+                update = choose(found, s.margin)[0].step * update
             steps[tensor] = update
         with torch.no_grad():
             for tensor, update in steps.items():

@@ -129,6 +129,42 @@ def test_a_model_that_answers_nothing_is_right_nowhere(lab_clip, held) -> None:
     assert judge(broken) == Score(0.0, 0.0, 0.0)
 
 
+def test_a_margin_asks_that_every_image_s_own_name_is_far_behind(lab_clip, held) -> None:
+    def led(lead: float, retain: float) -> Trial:
+        return Trial("c", "t", "text", 1.0, 0.1, Score(float(lead >= 0), 1.0, retain, lead))
+
+    edge, far, kept = led(-0.1, 0.9), led(-4.0, 0.7), led(0.5, 1.0)
+    assert choose([edge, far, kept]) == choose([edge, far, kept], 0.05) == (edge, True)
+    assert choose([edge, far, kept], 3.0) == (far, True)
+    assert choose([edge, led(-1.0, 0.2)], 3.0)[0].score.forget_lead == -1.0, "the nearest to it"
+    assert choose([kept, led(2.0, 1.0)], 3.0) == (kept, False)
+
+    judge = Judge(lab_clip, *held, lab.class_names(), lab.TEMPLATES)
+    score = judge(lab_clip)
+    logits = lab_clip.scale * judge.logits(lab_clip)[: len(held[0])]
+    own = [lab.class_names().index(name) for name in held[0].names]
+    leads = [row[i] - row[torch.arange(100) != i].max() for row, i in zip(logits, own)]
+    assert score.forget_lead == pytest.approx(max(leads).item(), abs=1e-3) and score.forget_lead > 0
+
+
+def test_a_search_with_a_margin_goes_beyond_the_edge(lab_clip, held) -> None:
+    one = Pairs(held[0].images[:5], held[0].names[:5])
+    assert len(set(one.names)) == 1
+    judge = Judge(lab_clip, one, held[1], lab.class_names()[:20], lab.TEMPLATES)
+    u = lab_clip.class_features(one.names[:1], ["a {}"])
+    direction = -lab_clip.model.text_projection @ u.T @ u
+    changed = lab_clip.trainable_copy([])
+    found = []
+    for margin in (0.0, 4.0):
+        trials = try_direction(
+            judge, changed, "c", "text_projection", "text", direction, 8, 1, margin=margin
+        )
+        trial, gone = choose(trials, margin)
+        assert gone and trial.score.forget_lead <= -margin
+        found.append(trial.relative_change)
+    assert found[0] < found[1]
+
+
 @pytest.mark.parametrize("top", [1, 5])
 def test_a_direction_is_tried_from_the_original_weights_and_they_come_back(
     lab_clip, held, top: int
