@@ -45,7 +45,7 @@ class FinetuneSettings:
     """The image tower, its last blocks, or class weights alone."""
     blocks: int = 1
     """How many last blocks."""
-    lr: float = 3e-4
+    lr: float = 1e-3
     """Peak rate; for the built-in models. A large CLIP wants 1e-6 to 1e-5."""
     weight_decay: float = 0.0
 
@@ -108,7 +108,7 @@ class Finetune(ClapForget):
         flip = getattr(getattr(self.experience, "data", None), "flip", False)
         self.dataloader = ImageLoader(fetch, labels, self.train_mb_size, self._generator(1), flip)
 
-    def _learn(self, experience: Any, eval_streams: Any, **kwargs: Any) -> None:
+    def _fit(self, experience: Any, eval_streams: Any, **kwargs: Any) -> None:
         for _ in range(self.train_epochs):
             self._before_training_epoch(**kwargs)
             self.training_epoch(**kwargs)

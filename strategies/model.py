@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from clapforget.clip import Clip
+from clapforget.errors import UserError
 from clapforget.posterior import HEADS
+from clapforget.posterior.guided import GuidedHead
+from clapforget.posterior.prompted import PromptedHead
+from clapforget.prompts import Prompt, PromptSettings, make_prompt
 
 __all__ = ["ClapModel"]
 
@@ -19,9 +23,13 @@ _NEVER = 1e-12  # probability of a class that the head has not met, so that its 
 class ClapModel(nn.Module):
     """Images or cached features in, log-probabilities over all class labels out."""
 
-    def __init__(self, clip: Clip, posterior: str, settings: Any, seed: int) -> None:
+    def __init__(
+        self, clip: Clip, posterior: str, settings: Any, seed: int,
+        prompt: PromptSettings | None = None,
+    ) -> None:  # fmt: skip
         """:param posterior: the head's registered name. :param settings: its options, or None.
-        :param seed: of the head's weights and noise.
+        :param seed: of the head's weights and noise. :param prompt: options of learned prompts.
+        :raises UserError: for a head or a model that has no place for such prompts.
         """
         super().__init__()
         self.clip = clip
@@ -29,12 +37,34 @@ class ClapModel(nn.Module):
         self.head: Any = HEADS.get(posterior)(clip.width, float(clip.scale), settings, seed).to(
             clip.device
         )
+        self.head.prompt = make_prompt(clip, prompt, seed)
+        if self.prompt is not None:
+            if not isinstance(self.head, GuidedHead | PromptedHead):
+                raise UserError(
+                    f"the posterior {posterior} takes no learned prompts",
+                    "use variational or prompted, or prompt.style=hand-crafted",
+                )
+            self.head.keeps_of_samples = "; ".join(
+                dict.fromkeys([self.head.keeps_of_samples, PromptedHead.keeps_of_samples])
+            )
         self.class_names: tuple[str, ...] = ()
         self.templates: tuple[str, ...] = ()
 
+    @property
+    def prompt(self) -> Prompt | None:
+        """The head's learned prompts, if any."""
+        return self.head.prompt
+
     def features(self, x: Tensor) -> Tensor:
-        """Image features [B, d] of images [B, 3, h, w]; features pass through."""
-        return x if x.ndim == 2 else self.clip.encode_image(x)
+        """Image features [B, d] of images [B, 3, h, w], as the head reads them; features pass
+        through."""
+        return x if x.ndim == 2 else self.encode_image(x)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Unit-norm image features [n, d] as the head reads them: prompts of the image tower count."""
+        if self.prompt is None:
+            return self.clip.encode_image(images)
+        return self.prompt.encode_image(self.clip, images)
 
     def by_label(self, probs: Tensor) -> Tensor:
         """Log-probabilities [B, number of class labels] from the head's columns [B, C]."""
@@ -54,7 +84,10 @@ class ClapModel(nn.Module):
     # ---- text ------------------------------------------------------------------------------
     def describe(self, class_names: Sequence[str], templates: Sequence[str]) -> None:
         """Say what the labels are called and how a name is put into a prompt."""
+        changed = self.class_names != tuple(class_names)
         self.class_names, self.templates = tuple(class_names), tuple(templates)
+        if changed:
+            self.word()
 
     @torch.no_grad()
     def template_features(self, labels: Sequence[int]) -> Tensor:
@@ -64,3 +97,11 @@ class ClapModel(nn.Module):
     def refresh_text(self) -> None:
         """Encode the head's class names again, after the text tower changed."""
         self.head.reword(self.template_features(self.head.labels.tolist()))
+        self.word()
+
+    @torch.no_grad()
+    def word(self) -> None:
+        """Have learned prompts word the head's columns by the CLIP of now."""
+        if self.prompt is not None and len(self.head.labels):
+            self.prompt.bind(self.clip, [self.class_names[c] for c in self.head.labels.tolist()])
+            self.prompt.word(self.head.retired)

@@ -81,7 +81,7 @@ class GuidedHead(Head):
 
     @property
     def text(self) -> Tensor:
-        return self._mean_texts()[1]
+        return self.worded(self._mean_texts()[1])
 
     @property
     def mean_text(self) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from clapforget.errors import UserError
 from clapforget.posterior.predictive import Predictive
+from clapforget.prompts.base import Prompt
 from clapforget.registry import Registry
 
 __all__ = ["HEADS", "Change", "Head", "OnePassHead"]
@@ -55,6 +56,8 @@ class Head(nn.Module, ABC):
     settings_group: ClassVar[str]
     """Name of its settings on the command line: ``--set GROUP.NAME=VALUE``."""
 
+    prompt: Prompt | None
+    """Learned prompts that word the classes, if any."""
     templates: Tensor
     labels: Tensor
     task: Tensor
@@ -68,6 +71,7 @@ class Head(nn.Module, ABC):
         super().__init__()
         self.settings = self.Settings() if settings is None else settings
         self.width, self.scale, self.seed = width, scale, seed
+        self.register_module("prompt", None)
         self.register_buffer("templates", torch.zeros(0, 1, width))
         self.register_buffer("labels", torch.zeros(0, dtype=torch.long))
         self.register_buffer("task", torch.zeros(0, dtype=torch.long))
@@ -77,8 +81,25 @@ class Head(nn.Module, ABC):
     # ---- classes ---------------------------------------------------------------------------
     @property
     def text(self) -> Tensor:
-        """Class text features t [C, d]: mean of the template features, unit norm."""
-        return F.normalize(self.templates.mean(1), dim=-1)
+        """Class text features t [C, d]: mean of the template features, or as prompts word them;
+        unit norm."""
+        return self.worded(F.normalize(self.templates.mean(1), dim=-1))
+
+    def worded(self, plain: Tensor) -> Tensor:
+        """Class texts as learned prompts word them; ``plain`` [C, d] where there are none, for
+        retired classes, and where the wording depends on the image."""
+        if self.prompt is None or self.prompt.by_image:
+            return plain
+        return torch.where(self.retired[:, None], plain, self.prompt.texts)
+
+    def offset(self, v: Tensor) -> Tensor:
+        """What prompts chosen by the image add to the logits of :attr:`text`, ``s v·(t_c(v) − t_c)``;
+        zero for retired classes and other prompts. [B, d] to [B, C]"""
+        if self.prompt is None or not self.prompt.by_image:
+            return v.new_zeros(len(v), len(self.labels))
+        return self.scale * (self.prompt.similarity(v) - v @ self.text.T).masked_fill(
+            self.retired, 0.0
+        )
 
     @property
     def tasks(self) -> int:

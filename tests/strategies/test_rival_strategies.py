@@ -22,6 +22,7 @@ RIVALS: dict[str, dict[str, Any]] = {
     "linear": {},
     "finetune": {},
     "joint": {},
+    "clapforget": {"prompt.style": "coop", "training.epochs": 8},
     "loranpac": {"loranpac.features": 400, "loranpac.rank": 100},
 }
 
