@@ -26,6 +26,8 @@ from clapforget.posterior.sums import FeatureSums
 
 __all__ = ["Discriminant", "fit_discriminant", "prior_means"]
 
+_SPHERICAL = 100  # images that a spherical covariance counts for, by image learned
+
 
 @dataclass
 class Discriminant:
@@ -136,15 +138,21 @@ class Discriminant:
 
 
 def fit_discriminant(
-    sums: FeatureSums, prior: Tensor, kappa0: float, psi: float, size: int
+    sums: FeatureSums, prior: Tensor, kappa0: float, psi: float, size: int, spherical: bool = False
 ) -> Discriminant:
     """The posterior on the first ``size`` entries of φ.
 
     :param prior: m_c [C, size].
+    :param spherical: add ``100 n σ² I`` to Ψ₀, n the images learned and σ² their mean variance, and
+        100 n to ν₀: what the data say of the covariance's shape then hardly counts.
     """
     kappa, mean, scatter = _posterior(sums, prior, kappa0, size)
+    learned = float(sums.count.sum())
+    nu = size + 2 + learned
+    if spherical:
+        nu += _SPHERICAL * learned
+        psi += _SPHERICAL * float(scatter.diagonal().mean())
     scatter.diagonal().add_(psi)
-    nu = size + 2 + float(sums.count.sum())
     return Discriminant(prior, kappa0, kappa, mean, nu, torch.linalg.cholesky(scatter))
 
 

@@ -190,25 +190,27 @@ class ExactHead(SumsHead):
     def _predict(self, v: Tensor) -> Predictive:
         phi = self.map(v)
         counted = (self.sums.count > 0) & ~self.retired
-        draws = -(-self.settings.samples // len(self.parts))
+        weights = torch.tensor([part.weight for part in self.parts], dtype=phi.dtype)
+        weights = (weights / weights.sum()).to(phi.device)
         samples, logits = [], []
         for number, part in enumerate(self.parts):
+            draws = max(1, round(self.settings.samples * float(weights[number])))
             mean, spread = part.posterior.scores(phi[:, : part.size])
             mean = (mean / part.temperature).masked_fill(self.hidden, -torch.inf)
             noise = normal_of(self.labels, draws, 2 * self.seed + number)[:, None]
             samples.append((mean + spread / part.temperature * noise).softmax(-1))
             logits.append(mean)
-        last = self.parts[-1]
+        widest = max(self.parts, key=lambda part: part.size)
         drawn, scores = torch.cat(samples).to(v.dtype), torch.stack(logits)
         return Predictive(
-            probs=scores.softmax(-1).mean(0).to(v.dtype),
+            probs=torch.einsum("k,kbc->bc", weights, scores.softmax(-1)).to(v.dtype),
             entropy=uncertainty.predictive_entropy(drawn),
             expected_entropy=uncertainty.expected_entropy(drawn),
             mutual_information=uncertainty.mutual_information(drawn),
             variance=uncertainty.variance(drawn),
             variance_of_entropy=uncertainty.variance_of_entropy(drawn),
-            energy=last.posterior.likeness(phi[:, : last.size], counted).to(v.dtype),
-            logits=scores.mean(0).to(v.dtype),
+            energy=widest.posterior.likeness(phi[:, : widest.size], counted).to(v.dtype),
+            logits=torch.einsum("k,kbc->bc", weights, scores).to(v.dtype),
         )
 
     @torch.no_grad()

@@ -15,9 +15,13 @@ class ExactSettings:
     """Options of the exact posterior."""
 
     model: Literal["discriminant", "regression"] = "discriminant"
-    features: int = 1000
-    """R, number of random ReLU features beside the image feature. A discriminant with R > 0 is the
-    average of two: on the image feature alone, and on both."""
+    features: int = 2000
+    """R, number of random ReLU features beside the image feature. A discriminant with R > 0 is an
+    average: on the image feature alone, and on both."""
+    spherical: float | None = None
+    """Weight, in a discriminant's average, of one more part on the image feature alone whose covariance
+    has so strong a prior that it is spherical; the other parts have weight 1. None: the left-out
+    error of these, so that it counts where they fail."""
     samples: int = 20
     """Monte Carlo samples M behind the uncertainties."""
     strength: float | None = None
@@ -43,6 +47,8 @@ class ExactSettings:
                 raise UserError(
                     f"setting exact.{name}={getattr(self, name)}", f"give at least {least}"
                 )
+        if self.spherical is not None and self.spherical < 0:
+            raise UserError(f"setting exact.spherical={self.spherical}", "give at least 0")
         for name in ("strength", "spread", "ridge"):
             value = getattr(self, name)
             if value is not None and value <= 0:

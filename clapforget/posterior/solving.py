@@ -3,7 +3,7 @@ learned samples out in turn."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,6 +32,8 @@ class Part:
     temperature: float
     size: int
     """How many of φ's entries it is on."""
+    weight: float = 1.0
+    """In the average of the parts."""
 
 
 @dataclass
@@ -46,7 +48,12 @@ class _Left:
 
 @torch.no_grad()
 def solve(head: ExactHead) -> list[Part]:
-    """The posteriors whose predictives are averaged: one, or on random features two.
+    """The posteriors whose predictives are averaged: of a regression one; of a discriminant on the
+    image feature, on random features as well, and with a spherical covariance.
+
+    The last one's weight is how often the others' average is wrong of left-out samples, unless the
+    settings give one. Of classes that CLIP does not know, a full covariance is sure of wrong answers
+    where the spherical one doubts; where left-out answers are right, it has nothing to add.
 
     With nothing learned it is the regression's prior for both models, which is zero-shot CLIP.
     """
@@ -56,13 +63,33 @@ def solve(head: ExactHead) -> list[Part]:
     if head.settings.model == "regression" or not head.sums.count.any():
         rows = left.phi, columns, left.weight
         fitted = fit_regression(head.sums, head.text, ~head.retired, *rows, head.settings.ridge)
-        return [_part(head, fitted, head.map.size, left)]
+        return [_part(head, fitted, head.map.size, left)[0]]
     prior = prior_means(head.sums, head.text)
     kappa0, psi = _hyper(head, prior, left)
-    return [
-        _part(head, fit_discriminant(head.sums, prior[:, :size], kappa0, psi, size), size, left)
-        for size in dict.fromkeys((head.width, head.map.size))
-    ]
+
+    def part(size: int, spherical: bool = False) -> tuple[Part, Tensor | None]:
+        fitted = fit_discriminant(head.sums, prior[:, :size], kappa0, psi, size, spherical)
+        return _part(head, fitted, size, left)
+
+    full = [part(size) for size in dict.fromkeys((head.width, head.map.size))]
+    weight = head.settings.spherical
+    if weight is None:
+        weight = _error([probs for _, probs in full], left)
+    parts = [one for one, _ in full]
+    if weight > 0:
+        spherical, _ = part(head.width, spherical=True)
+        parts.append(replace(spherical, weight=weight))
+    return parts
+
+
+def _error(probs: list[Tensor | None], left: _Left) -> float:
+    """Weighted part of left-out samples that the average of some predictives gets wrong; 1 where
+    nothing could be left out."""
+    known = [one for one in probs if one is not None]
+    if not known:
+        return 1.0
+    wrong = torch.stack(known).mean(0).argmax(1) != left.columns
+    return float(left.weight[wrong].sum() / left.weight.sum())
 
 
 def _can_leave_out(head: ExactHead, left: _Left) -> bool:
@@ -75,11 +102,15 @@ def _scores(
     return posterior.left_out(phi, columns).masked_fill(head.retired, -torch.inf)
 
 
-def _part(head: ExactHead, posterior: Discriminant | Regression, size: int, left: _Left) -> Part:
+def _part(
+    head: ExactHead, posterior: Discriminant | Regression, size: int, left: _Left
+) -> tuple[Part, Tensor | None]:
+    """A posterior with its temperature, and its predictive of left-out samples [n, C] if any."""
     if not _can_leave_out(head, left):
-        return Part(posterior, _temperature_without_data(posterior, head.scale), size)
+        return Part(posterior, _temperature_without_data(posterior, head.scale), size), None
     scores = _scores(head, posterior, left.phi[..., :size], left.columns)
-    return Part(posterior, best_temperature(scores, left.columns, left.weight, doubt=1.0), size)
+    temperature = best_temperature(scores, left.columns, left.weight, doubt=1.0)
+    return Part(posterior, temperature, size), (scores / temperature).softmax(-1)
 
 
 def _temperature_without_data(posterior: Discriminant | Regression, scale: float) -> float:

@@ -9,6 +9,8 @@ from clapforget.errors import UserError
 
 __all__ = ["FeatureSums"]
 
+_ROWS = 256  # of a symmetric matrix, added to at once
+
 
 class FeatureSums(nn.Module):
     """Counts ``n_c``, ``Σ φ`` by class and ``Σ φ φᵀ`` over all, in float64.
@@ -54,7 +56,12 @@ class FeatureSums(nn.Module):
         self.count.index_add_(0, columns, phi.new_full((len(phi),), sign))
         self.first.index_add_(0, columns, phi.sum(1) * share)
         flat = phi.flatten(0, 1)
-        self.second.addmm_(flat.T, flat, alpha=share)
+        for start in range(0, self.size, _ROWS):  # the upper triangle, then its mirror image
+            rows, rest = slice(start, start + _ROWS), slice(start, None)
+            self.second[rows, rest].addmm_(flat[:, rows].T, flat[:, rest], alpha=share)
+        for start in range(0, self.size, _ROWS):
+            rows, below = slice(start, start + _ROWS), slice(start + _ROWS, None)
+            self.second[below, rows] = self.second[rows, below].T
         if self.by_class:
             for column in columns.unique().tolist():
                 own = phi[columns == column].flatten(0, 1)

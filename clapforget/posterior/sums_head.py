@@ -15,7 +15,7 @@ from clapforget.posterior.sums import FeatureSums
 
 __all__ = ["SumsHead"]
 
-_BLOCK = 1024  # samples whose φ is held at once
+_BLOCK = 2048  # samples whose φ is held at once
 
 
 class SumsHead(OnePassHead):

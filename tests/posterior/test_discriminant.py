@@ -43,6 +43,25 @@ def test_it_is_the_normal_inverse_wishart_posterior_updated_one_sample_at_a_time
         torch.testing.assert_close(own, naive, atol=1e-11, rtol=1e-11)
 
 
+def test_a_spherical_covariance_answers_by_the_nearest_mean() -> None:
+    world = make_world(each=30)
+    sums = make_sums(world)
+    prior = prior_means(sums, world.text[:, 0])
+    found = fit_discriminant(sums, prior, 1e-9, 1e-9, sums.size, spherical=True)
+    psi = psi_of(found)
+    assert (psi / psi.diagonal().mean() - torch.eye(sums.size)).abs().max() < 0.05
+    naive = fit_discriminant(sums, prior, 1e-9, 1e-9, sums.size)
+    own = float(psi_of(naive).diagonal().mean()) / naive.precision
+    assert float(psi.diagonal().mean()) / found.precision == pytest.approx(own, rel=0.05)
+    at = world.v[:, 0]
+    means = torch.stack([at[world.labels == c].mean(0) for c in range(5)])
+    near = torch.cdist(at, means).topk(2, 1, largest=False)
+    clear = near.values[:, 1] - near.values[:, 0] > 0.05 * near.values[:, 0]
+    assert clear.float().mean() > 0.7
+    assert torch.equal(found.scores(at)[0].argmax(1)[clear], near.indices[clear, 0])
+    assert not torch.equal(naive.scores(at)[0].argmax(1)[clear], near.indices[clear, 0])
+
+
 @pytest.mark.parametrize("empty", [False, True])
 def test_scores_are_student_t_log_densities(empty: bool) -> None:
     world = make_world()

@@ -152,9 +152,30 @@ def test_far_from_the_data_density_is_low_and_draws_differ() -> None:
     assert head.predict(own).energy.mean() > head.predict(unseen).energy.mean()
 
 
+def test_left_out_errors_are_the_weight_of_the_spherical_part() -> None:
+    """On classes far apart none; on classes that coincide, that of guessing."""
+    apart, mixed = make_world(), make_world(each=40)
+    apart.v = apart.v * 0.01 + 3 * torch.eye(5, 6).double()[apart.labels][:, None]
+    mixed.v = mixed.v[torch.randperm(len(mixed.v), generator=torch.Generator().manual_seed(0))]
+    weight = [part.weight for part in learned(apart, EVERY, calibrate_on="all").parts]
+    assert weight == [1.0]
+    weight = [part.weight for part in learned(mixed, EVERY, calibrate_on="all").parts]
+    assert weight[0] == 1.0 and 0.6 < weight[1] <= 1.0
+    given = learned(mixed, EVERY, features=12, spherical=0.25)
+    assert [part.weight for part in given.parts] == [1.0, 1.0, 0.25]
+    probs = torch.stack([
+        (part.posterior.scores(given.map(mixed.v[:, 0])[:, : part.size])[0] / part.temperature)
+        .softmax(1) for part in given.parts
+    ])  # fmt: skip
+    expected = (probs * torch.tensor([1, 1, 0.25]).double()[:, None, None]).sum(0) / 2.25
+    torch.testing.assert_close(given.predict(mixed.v[:, 0]).probs, expected)
+
+
 @models
 def test_more_data_leave_less_doubt(settings: dict) -> None:
-    """A hundred times the data: the draws all but agree."""
+    """A hundred times the data: the draws of each part all but agree (the parts themselves differ in
+    their models, which no data change)."""
+    settings = {"spherical": 0.0, **settings}
     few, many = (make_world(each=n, width=4) for n in (4, 400))
     at = many.v[::7, 0]
     doubt = [

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from clapforget import UserError
+from clapforget.posterior.sums import FeatureSums
 from tests.posterior.worlds import make_sums, make_world
 
 
@@ -20,6 +21,17 @@ def test_they_are_the_moments_with_views_sharing_one_image(views: int) -> None:
         second = sum(x.T @ x for x in own) / views
         torch.testing.assert_close(sums.class_second[label], second)
     torch.testing.assert_close(sums.second, sums.class_second.sum(0))
+
+
+def test_wide_second_moments_are_the_whole_product() -> None:
+    """Wider than what is added to at once."""
+    v = torch.randn(40, 2, 600, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    sums = FeatureSums(600, False)
+    sums.resize(torch.zeros(0, dtype=torch.bool), 1)
+    sums.add(v, torch.zeros(40, dtype=torch.long))
+    sums.add(v[:10], torch.zeros(10, dtype=torch.long), -1.0)
+    flat = v[10:].flatten(0, 1)
+    torch.testing.assert_close(sums.second, flat.T @ flat / 2)
 
 
 def test_subtracting_undoes_adding() -> None:

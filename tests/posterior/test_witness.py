@@ -39,7 +39,7 @@ def test_means_covariance_and_temperature_are_looked_at_beside_answers() -> None
     world, head, _ = without_class_1("discriminant")
     head.hide([0, 1, 2, 3])  # so that no answer can differ
     data = world.data(world.rows([0, 2, 3, 4]))[:3]
-    (right,) = head.parts
+    right = head.parts[0]
     posterior = right.posterior
     moved = posterior.mean.clone()
     moved[1] += torch.tensor([1e-3, 0, 0, 0, 0, 0]).double()  # of a class without data
@@ -48,5 +48,5 @@ def test_means_covariance_and_temperature_are_looked_at_beside_answers() -> None
         (2e-3, replace(right, posterior=replace(posterior, factor=posterior.factor * (1 + 1e-3)))),
         (1e-3, replace(right, temperature=right.temperature * (1 + 1e-3))),
     ):
-        head._solved = [part]
+        head._solved = [part, *head.parts[1:]]
         assert refit_difference(head, *data) == pytest.approx(size, rel=1e-3)
