@@ -57,7 +57,8 @@ def run(
     data: Data = None,
     seed: Seed = 0,
     sequence: Annotated[
-        str | None, typer.Option(help='Requests, such as "L0-9 F3 L10-19".')
+        str | None,
+        typer.Option(help='Requests, such as "L0-9 F3 N10-19 F@57", or a sequence by name.'),
     ] = None,
     class_order: Annotated[
         str | None, typer.Option(help="Canonical class ids, comma-separated.")
@@ -162,6 +163,7 @@ def list_parts() -> None:
     """Show what can be named on the command line."""
     from clapforget.loading import BUILT_IN
     from clapforget.scenarios import SCENARIOS
+    from clapforget.scenarios.sequences import SEQUENCES
     from clapforget.strategies.registry import STRATEGIES
     from clapforget.strategies.selection import SELECTORS
     from clapforget.unlearn import FORGETTERS
@@ -169,6 +171,9 @@ def list_parts() -> None:
     say("scenarios")
     for name in SCENARIOS.names():
         say(f"  {name:14} {SCENARIOS.get(name).description}")
+    say("sequences (--sequence NAME)")
+    for name in SEQUENCES.names():
+        say(f"  {name:18} {SEQUENCES.get(name).description}")
     say("forgetters")
     for name in FORGETTERS.names():
         cls = FORGETTERS.get(name)

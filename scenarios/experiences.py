@@ -47,6 +47,8 @@ class _RequestExperience(_ClassExperience):
         request = requests[index]
         super().__init__(dataset=dataset, data=data, classes=request.classes)
         self.request = request
+        self.request_index = index
+        """Which of the sequence's requests this is, or is a part of, from 0."""
         self.learned_classes = retained_after(requests, index)
         """Labels learned and not forgotten once this experience is done, in learning order."""
         self.forgotten_classes = forgotten_after(requests, index)
@@ -62,10 +64,33 @@ class LearnExperience(_RequestExperience):
     kind: ClassVar[Literal["learn"]] = "learn"
     request: Learn
 
+    def __init__(
+        self, *, dataset: Samples, data: ImageData, requests: Sequence[Request], index: int
+    ) -> None:
+        """Arguments as those of every request's experience."""
+        super().__init__(dataset=dataset, data=data, requests=requests, index=index)
+        self.part, self.parts = 0, 1
+        """Which part of its request this experience is, and of how many: they differ from (0, 1) where
+        samples come online, a few at a time and once."""
+        temporary = learned_for_now_after(requests[:index], index)
+        self.promoted = tuple(c for c in self.classes if c in temporary)
+        """Classes that were learned for now and are to be kept for good."""
+
     @property
     def learn_id(self) -> int:
-        """Number among the learn experiences, from 0: the index in the test stream."""
+        """Number among the Learn requests, from 0: the index in the test stream."""
         return self._number
+
+    @property
+    def opens(self) -> tuple[int, ...]:
+        """Classes that begin here: the request's, in its first part."""
+        return () if self.part else self.classes
+
+    @property
+    def title(self) -> str:
+        """What a table calls it: the request's title, with the part if there are several."""
+        part = f" {self.part + 1}/{self.parts}" if self.parts > 1 else ""
+        return self.request.title + part
 
     @property
     def for_now(self) -> bool:
@@ -98,6 +123,11 @@ class ForgetExperience(_RequestExperience):
         temporary = learned_for_now_after(before, index)
         self.learned_for_now = tuple(c for c in self.fresh_classes if c in temporary)
         """... and those that were learned for now."""
+
+    @property
+    def title(self) -> str:
+        """What a table calls it: the request's title."""
+        return self.request.title
 
     @property
     def by_sample(self) -> bool:

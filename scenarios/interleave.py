@@ -31,6 +31,7 @@ from clapforget.scenarios.sequence import (
     parse_sequence,
     retained_after,
 )
+from clapforget.seeding import generator_for
 
 __all__ = ["avalanche_dataset", "stream", "unseen_classes"]
 
@@ -40,11 +41,14 @@ def stream(
     requests: Sequence[Request] | str,
     class_order: Sequence[int] | None = None,
     check: bool = True,
+    online: int = 0,
+    seed: int = 0,
 ) -> CLScenario:
     """Build the benchmark of a sequence of requests.
 
     ========================  ==================================================================
-    ``train_stream``          one experience a request, in order, with the train images: to learn
+    ``train_stream``          one experience a request (``online``: one or more of a Learn request), in
+                              order, with the train images: to learn
                               (:class:`LearnExperience`) or to forget (:class:`ForgetExperience`)
     ``test_stream``           one a Learn request: test images of its classes
     ``forget_stream``         one a Forget request: test images of its classes, or of the classes that
@@ -58,6 +62,9 @@ def stream(
 
     :param requests: a list of requests, or its text (``"L0-9 L10-19 F3"``).
     :param class_order: reorder the classes first, see :meth:`ImageData.reorder`.
+    :param online: learn from experiences of so many samples, each seen once, in a shuffled order; 0: a
+        Learn request is one experience.
+    :param seed: of that order.
     :param check: whether to look for requests that cannot be carried out.
     :raises UserError: for such a request, or a class in it that has no train or no test image.
     """
@@ -74,7 +81,7 @@ def stream(
         dataset = test.subset(data.rows("test", classes).tolist())
         return ProbeExperience(dataset=dataset, data=data, classes=classes)
 
-    learn_and_forget = _train_experiences(data, requests, train)
+    learn_and_forget = _train_experiences(data, requests, train, online, seed)
     learns = [request.classes for request in requests if isinstance(request, Learn)]
     forgets = [_shown(e) for e in learn_and_forget if isinstance(e, ForgetExperience)]
     retained = retained_after(requests, len(requests) - 1)
@@ -109,7 +116,7 @@ def unseen_classes(data: ImageData, requests: Iterable[Request]) -> tuple[int, .
 
 
 def _train_experiences(
-    data: ImageData, requests: Sequence[Request], train: Samples
+    data: ImageData, requests: Sequence[Request], train: Samples, online: int, seed: int
 ) -> list[LearnExperience | ForgetExperience]:
     gone = torch.zeros(len(data.train), dtype=torch.bool)
     experiences: list[LearnExperience | ForgetExperience] = []
@@ -130,10 +137,18 @@ def _train_experiences(
             rows = asked[~gone[asked] & wanted]  # pairs, pretraining may know; samples it does not
             gone[asked] = True
         kind = LearnExperience if isinstance(request, Learn) else ForgetExperience
-        dataset = train.subset(rows.tolist())
-        experience = kind(dataset=dataset, data=data, requests=requests, index=index)
-        experience.forgotten_samples = tuple(gone.nonzero().flatten().tolist())
-        experiences.append(experience)
+        parts = [rows]
+        if online and isinstance(request, Learn):
+            order = torch.randperm(len(rows), generator=generator_for(seed, 31, index))
+            parts = list(rows[order].split(online))
+        for part, few in enumerate(parts):
+            dataset = train.subset(few.tolist())
+            experience = kind(dataset=dataset, data=data, requests=requests, index=index)
+            experience.forgotten_samples = tuple(gone.nonzero().flatten().tolist())
+            if isinstance(experience, LearnExperience):
+                experience.part, experience.parts = part, len(parts)
+                experience.promoted = () if part else experience.promoted
+            experiences.append(experience)
     return experiences
 
 

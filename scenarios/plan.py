@@ -29,6 +29,12 @@ class Plan:
     unseen: tuple[int, ...] = ()
     """Canonical ids of new classes that no task takes."""
 
+    @property
+    def blocks(self) -> tuple[tuple[int, ...], ...]:
+        """Labels of each task, in the plan's class order."""
+        ends = np.cumsum([sum(size) for size in self.tasks]).tolist()
+        return tuple(tuple(range(end - sum(size), end)) for end, size in zip(ends, self.tasks))
+
     def order(self, data: ImageData, rng: np.random.Generator) -> tuple[int, ...]:
         """A class order: the tasks, each shuffled; the other known, the other new, the unseen.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from clapforget.scenarios.interleave import stream
 from clapforget.scenarios.plan import Plan
 from clapforget.scenarios.requests import Request
 from clapforget.scenarios.sequence import check_requests, format_sequence, parse_sequence
+from clapforget.scenarios.sequences import SEQUENCES, build_sequence
 
 __all__ = ["SCENARIOS", "Scenario", "ScenarioSpec", "build_scenario", "no_data", "scenario"]
 
@@ -35,6 +37,10 @@ class Scenario:
     """The model it is meant for, as :func:`clapforget.load_clip` takes it ..."""
     pretrained: str | None
     """... and its pretrained tag."""
+    online: int = 0
+    """Samples in an experience, each seen once; 0: a Learn request is one experience."""
+    seed: int = 0
+    """Of the order of samples where they come online."""
 
     @property
     def sequence(self) -> str:
@@ -43,7 +49,7 @@ class Scenario:
 
     def benchmark(self) -> CLScenario:
         """The Avalanche benchmark, see :func:`clapforget.scenarios.stream`."""
-        return stream(self.data, self.requests)
+        return stream(self.data, self.requests, online=self.online, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,8 @@ class ScenarioSpec:
     ) -> Scenario:
         """:param data_path: where the data is, for scenarios that need some.
         :param seed: of the class order and the classes to forget; not of the images.
-        :param sequence: requests as text, in place of the default ones; its labels count in the
-            class order used.
+        :param sequence: requests as text, in place of the default ones, or the name of a sequence;
+            its labels count in the class order used.
         :param class_order: canonical class of each label, in place of the seeded order.
         :raises UserError: for data, an order or a sequence that will not do.
         """
@@ -75,12 +81,18 @@ class ScenarioSpec:
         data, plan = self.load(None if data_path is None else Path(data_path))
         for_order, for_requests = (np.random.default_rng([seed, part]) for part in (0, 1))
         data = data.reorder(plan.order(data, for_order) if class_order is None else class_order)
+        online = 0
         if sequence is None:
             requests = plan.requests(data, for_requests)
+        elif re.fullmatch("[a-z][a-z-]*", sequence):
+            requests = build_sequence(sequence, plan.blocks, for_requests)
+            online = SEQUENCES.get(sequence).online
         else:
             requests = parse_sequence(sequence)
-        check_requests(requests, data.num_classes, data.known)
-        return Scenario(self.name, self.description, data, requests, self.model, self.pretrained)
+        check_requests(requests, data.num_classes, data.known, len(data.train))
+        return Scenario(
+            self.name, self.description, data, requests, self.model, self.pretrained, online, seed
+        )
 
 
 SCENARIOS: Registry[ScenarioSpec] = Registry("scenario", "clapforget.scenarios")

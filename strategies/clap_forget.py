@@ -14,6 +14,7 @@ from avalanche.training.plugins.evaluation import default_evaluator
 from torch import Tensor
 
 from clapforget.clip import Clip
+from clapforget.errors import UserError
 from clapforget.posterior import Change, Head
 from clapforget.posterior.forgetting import PosteriorForgetting
 from clapforget.prompts import PromptSettings
@@ -46,7 +47,7 @@ class ClapForget(ClapLearning):
         self,
         *,
         model: Clip,
-        forgetter: str | Forgetter = "cliperase",
+        forgetter: str | Forgetter = "stranger",
         posterior: str = "variational",
         head: Any = None,
         prompt: PromptSettings | None = None,
@@ -100,6 +101,39 @@ class ClapForget(ClapLearning):
         """The seed of what is random in the current request."""
         return self._seed_now()
 
+    def _before_training_exp(self, **kwargs: Any) -> None:
+        """What comes online is seen once."""
+        online = getattr(self.experience, "parts", 1) > 1
+        self.train_epochs = 1 if online else self.training_settings.epochs
+        super()._before_training_exp(**kwargs)
+
+    def _learn(self, experience: Any, eval_streams: Any, **kwargs: Any) -> None:
+        """What is learned for now must be taken back exactly one day, and what is kept for good after
+        all is taken back first, so that it counts once.
+
+        :raises UserError: for a request to learn for now, and a head that can't take it back exactly.
+        """
+        head = self.model.head
+        if getattr(experience, "for_now", False) and head.keeps_of_samples:
+            raise UserError(
+                f"{type(head).__name__} cannot learn for now: what it learns cannot be taken back "
+                f"exactly, it keeps {head.keeps_of_samples}", "use --strategy exact"
+            )  # fmt: skip
+        if promoted := getattr(experience, "promoted", ()):
+            rows = _rows(experience)
+            rows = rows[torch.isin(experience.data.train.targets[rows], torch.tensor(promoted))]
+            v = self.views(experience)[torch.isin(_rows(experience), rows).to(self.device)]
+            change = self._change([], experience.data, rows, v, v, self.memory_views)
+            head.forget_samples(change, None, self.posterior_forgetting, self._generator(6))
+        super()._learn(experience, eval_streams, **kwargs)
+
+    def _select(self, experience: Any, samples: tuple[Tensor, Tensor, Tensor]) -> None:
+        """What is learned for now leaves no exemplar, so that it costs no other class any. Exemplars
+        of other classes that are chosen meanwhile by a score of the posterior are chosen by one that
+        knows it: only scores of features (coverage, herding) do without."""
+        if not getattr(experience, "for_now", False):
+            super()._select(experience, samples)
+
     def forget(self, experience: Any) -> None:
         """Carry out a forget request on memory, CLIP and posterior; then certify it."""
         began = time.monotonic()
@@ -135,14 +169,16 @@ class ClapForget(ClapLearning):
         forget_before = self.views(experience)
         self.drop_exemplars(labels, rows.tolist())
         clip, result = self.model.clip, Unlearned(self.model.clip)
-        if not by_sample:
-            result = self.forgetter.unlearn(clip, class_task(self, experience, rows))
-        elif experience.request.pairs or self.samples_in_clip:
+        dropped = self._only_learned_for_now(experience)
+        in_clip = rows[~torch.isin(data.train.targets[rows], torch.tensor(dropped).long())]
+        if not by_sample and len(in_clip):
+            result = self.forgetter.unlearn(clip, class_task(self, experience, in_clip))
+        elif by_sample and (experience.request.pairs or self.samples_in_clip):
             result = self.forgetter.unlearn(clip, pair_task(self, experience, rows))
         losses: dict[str, Any] = dict(result.losses)
 
         memory_before = self.memory_views
-        self.cache.drop(data.train, rows)
+        self.seen.drop(data.train, rows)
         self.model.clip = result.clip
         moved = self.cache.use(result.clip)
         if moved:
@@ -152,13 +188,10 @@ class ClapForget(ClapLearning):
             self.model.refresh_text()
         unlearns = self.forgetter.unlearns_posterior
         if (unlearns and (labels or by_sample)) or moved:
-            images = data.train.images(rows)
-            change = Change(
-                labels if unlearns else [], forget_before, data.train.targets[rows].to(self.device),
-                rows.to(self.device), self._encode(images, data.flip) if moved else forget_before,
-                memory_before, self.memory_views, self.memory.labels.to(self.device),
-                self.cache.tower, self.memory.sample_ids.to(self.device),
-            )  # fmt: skip
+            after = self._encode(data.train.images(rows), data.flip) if moved else forget_before
+            change = self._change(
+                labels if unlearns else [], data, rows, forget_before, after, memory_before
+            )
             settings, rng = self.posterior_forgetting, self._generator(6)
             if by_sample and unlearns:
                 change = _of_awake_classes(change, self.model.head)
@@ -173,12 +206,33 @@ class ClapForget(ClapLearning):
             **self._scope(experience),
         }  # fmt: skip
 
+    def _change(
+        self, labels: list[int], data: Any, rows: Tensor, before: Tensor, after: Tensor,
+        memory_before: Tensor,
+    ) -> Change:  # fmt: skip
+        """A request as the head sees it. :param rows: of the train images to forget."""
+        return Change(
+            labels, before, data.train.targets[rows].to(self.device), rows.to(self.device), after,
+            memory_before, self.memory_views, self.memory.labels.to(self.device), self.cache.tower,
+            self.memory.sample_ids.to(self.device),
+        )  # fmt: skip
+
+    def _only_learned_for_now(self, experience: Any) -> list[int]:
+        """Classes that were learned for now and that pretraining does not know: of them there is
+        nothing in CLIP, which was frozen meanwhile, and nothing in the memory."""
+        known = experience.data.known
+        if known is None or not self.forgetter.unlearns_posterior:
+            return []
+        return [c for c in experience.learned_for_now if c not in known]
+
     def _scope(self, experience: Any) -> dict[str, Any]:
         """What the request covered and what it left, in words, where that is not plain."""
         scope: dict[str, Any] = {}
         for key in ("already_forgotten", "never_learned"):
             if classes := getattr(experience, key):
                 scope[key] = list(classes)
+        if dropped := self._only_learned_for_now(experience):
+            scope["taken_back"] = dropped
         if experience.by_sample:
             scope["samples"] = len(experience.dataset)
             in_clip = bool(experience.request.pairs or self.samples_in_clip)

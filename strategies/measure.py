@@ -18,8 +18,9 @@ from clapforget.scenarios.data import ImageData
 from clapforget.strategies.model import ClapModel
 from clapforget.strategies.novelty import average_novelty
 
-__all__ = ["Snapshot", "event_metrics", "snapshot", "summarise"]
+__all__ = ["Snapshot", "event_metrics", "snapshot", "stream_metrics", "summarise"]
 
+_RISE = 0.1  # accuracy by which a forgotten class may rise and still count as forgotten
 CALIBRATION = ("ece", "legacy_ece", "brier", "nll")
 
 
@@ -49,7 +50,8 @@ class Snapshot:
 def snapshot(strategy: Any, data: ImageData, retained: Sequence[int]) -> Snapshot:
     """Measure on all test images.
 
-    :param strategy: with ``model`` (a :class:`ClapModel`) and a feature ``cache``.
+    :param strategy: with ``model`` (a :class:`ClapModel`) a ``cache`` of CLIP's features
+        and ``seen``, those that the head reads.
     :param retained: labels learned and not forgotten: whose images calibration is measured on.
     """
     model: ClapModel = strategy.model
@@ -61,7 +63,8 @@ def snapshot(strategy: Any, data: ImageData, retained: Sequence[int]) -> Snapsho
     if not len(head.labels):
         return Snapshot({}, clip)
     met = torch.isin(labels, head.labels)
-    labels, probs = labels[met], head.predict(v[met]).probs
+    read = strategy.seen(data.test, met.nonzero().flatten())
+    labels, probs = labels[met], head.predict(read).probs
     columns, classes = head.columns(labels), head.labels.tolist()
     other_task = head.task != head.task[columns][:, None]
     seen = Snapshot(
@@ -145,6 +148,49 @@ def event_metrics(
     }
 
 
+def stream_metrics(
+    events: Sequence[dict[str, Any]], event: dict[str, Any]
+) -> dict[str, float | None]:
+    """What a stream's requests did to each other, after one more event.
+
+    ===========  ==================================================================================
+    spill        retain accuracy lost in this request, on the classes retained after it; of a forget
+                 request only
+    relapse      largest rise of a request's forget accuracy, by the strategy or by bare CLIP, from
+                 right after it to now, on its classes still forgotten
+    persistence  share of the classes forgotten now of which neither rose by more than 10 points since
+                 their last request
+    ===========  ==================================================================================
+
+    :param events: those before. :param event: this one, with ``kind``, ``classes``, ``learned``,
+        ``forgotten`` and ``accuracy``.
+    """
+    now = _restore(event)
+    spill = None
+    if event["kind"] == "forget" and events:
+        before = _restore(events[-1])
+        kept = event["learned"]
+        spill = _minus(_mean(before.strategy, kept), _mean(now.strategy, kept))
+    rises, worst = [], dict[int, float]()
+    for then in (*events, event):
+        if then["kind"] != "forget":
+            continue
+        seen = _restore(then)
+        gone = [c for c in then["classes"] if c in event["forgotten"]]
+        for table in ("strategy", "clip"):
+            was, is_ = getattr(seen, table), getattr(now, table)
+            rises.append(_minus(_mean(is_, gone), _mean(was, gone)))
+        for c in gone:
+            pairs = ((now.strategy, seen.strategy), (now.clip, seen.clip))
+            worst[c] = max(is_.get(c, 0.0) - was.get(c, 0.0) for is_, was in pairs)
+    found = [rise for rise in rises if rise is not None]
+    return {
+        "spill": None if spill is None else round(spill, 6),
+        "relapse": round(max(found), 6) if found else None,
+        "persistence": _average(float(rise <= _RISE) for rise in worst.values()),
+    }
+
+
 def summarise(events: Sequence[dict[str, Any]], start: Snapshot, data: ImageData) -> dict[str, Any]:
     """The summary of a finished run, from its events.
 
@@ -164,6 +210,7 @@ def summarise(events: Sequence[dict[str, Any]], start: Snapshot, data: ImageData
     spill                  largest loss of retain accuracy in any forget request
     relapse                largest rise of a request's forget accuracy from right after it to the end
     reliability            the bins behind ``ece`` at the end
+    persistence            as :func:`stream_metrics` has it, at the end
     novelty                mean over learn events of what :mod:`clapforget.strategies.novelty` says
     =====================  =======================================================================
     """

@@ -16,7 +16,13 @@ from clapforget.errors import UserError
 from clapforget.scenarios import Scenario, unseen_classes
 from clapforget.strategies.certify import package_versions
 from clapforget.strategies.checkpoint import load_checkpoint, save_checkpoint
-from clapforget.strategies.measure import Snapshot, event_metrics, snapshot, summarise
+from clapforget.strategies.measure import (
+    Snapshot,
+    event_metrics,
+    snapshot,
+    stream_metrics,
+    summarise,
+)
 from clapforget.strategies.novelty import novelty
 from clapforget.strategies.request_tasks import request_tasks
 from clapforget.strategies.twin import TwinResult
@@ -125,12 +131,15 @@ class Run:
         retained, forgotten = list(experience.learned_classes), list(experience.forgotten_classes)
         seen = snapshot(self.strategy, data, retained)
         future = [
-            c for r in self.scenario.requests[index + 1 :] if r.kind == "learn" for c in r.classes
+            c
+            for r in self.scenario.requests[experience.request_index + 1 :]
+            if r.kind == "learn"
+            for c in r.classes
         ]
         tasks = [event["classes"] for event in self.events if event["kind"] == "learn"]
         tasks += [] if forget else [list(experience.classes)]
         event = {
-            "event": index, "kind": experience.kind, "text": experience.request.title,
+            "event": index, "kind": experience.kind, "text": experience.title,
             "classes": list(experience.classes),
             "names": [data.class_names[c] for c in experience.classes],
             "seconds": round(seconds, 2), "learned": retained, "forgotten": forgotten,
@@ -141,6 +150,7 @@ class Run:
             "tasks": {"before": tasks_before, "after": request_tasks(self.strategy, experience)}
             if forget else None,
         }  # fmt: skip
+        event["metrics"] |= stream_metrics(self.events, event)
         if forget and self.strategy.certificates:
             number = sum(e["kind"] == "forget" for e in self.events)
             self._save_certificate(number, self.strategy.certificates[-1])

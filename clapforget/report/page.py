@@ -86,6 +86,7 @@ def _render(
         chips=[_chip(run, i, event) for i, event in enumerate(run.events)],
         matrix=tables.accuracy_matrix(run),
         lines=_lines(run),
+        course=_course(run),
         calibration=trust.calibration(run),
         novelty=trust.novelty(run),
         configuration=_configuration(run),
@@ -201,6 +202,18 @@ def _lines(run: Run) -> Markup | None:
     if all(values[0] is None for values in series.values()):
         return Markup(plots.lines(ticks, {k: v[1:] for k, v in series.items()}, forgets))
     return Markup(plots.lines(["start", *ticks], series, [i + 1 for i in forgets]))
+
+
+def _course(run: Run) -> list[dict[str, Any]]:
+    """What requests did to each other and what they took, by event, as small lines."""
+    forgets = [i for i, event in enumerate(run.events) if event.kind == "forget"]
+    found = []
+    for key, (title, what, colour, percent) in words.COURSE.items():
+        values = [e.seconds if key == "seconds" else e.metrics.get(key) for e in run.events]
+        if any(value is not None for value in values):
+            drawn = plots.curve(values, title, colour=colour, percent=percent, marks=forgets)
+            found.append({"title": title, "what": what, "plot": Markup(drawn)})
+    return found
 
 
 def _scores(certificate: Mapping[str, Any], index: int) -> list[dict[str, Any]]:

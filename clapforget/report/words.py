@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
-    "CARDS", "DASH", "GLOSSARY", "GROUPS", "MEASURES", "NOVELTY", "SCORES", "TASKS", "VERDICTS",
+    "CARDS", "COURSE", "DASH", "GLOSSARY", "GROUPS", "MEASURES", "NOVELTY", "SCORES", "TASKS", "VERDICTS",
     "amount", "badge", "percent", "points", "seconds",
 ]  # fmt: skip
 
@@ -45,7 +45,16 @@ MEASURES = {
     "bystander_accuracy": "Bystanders, bare CLIP",
     "spill": "Spill",
     "relapse": "Relapse",
+    "persistence": "Persistence of what was forgotten",
 }
+
+COURSE = {
+    "persistence": ("Persistence", "classes forgotten that stayed so", "forget", True),
+    "relapse": ("Relapse", "largest rise since a request", "forget", True),
+    "spill": ("Spill", "retained accuracy lost in a request", "retain", True),
+    "seconds": ("Seconds", "each experience took", "zero-shot", False),
+}
+"""Lines over the stream: title, what the number is, colour, whether it is a fraction."""
 
 TASKS = {
     "zero_shot": "Zero-shot classification",
