@@ -15,6 +15,7 @@ import yaml
 from clapforget import lab
 from clapforget.clip import Clip
 from clapforget.errors import UserError
+from clapforget.features import FeatureCache
 from clapforget.loading import load_clip
 from clapforget.pretrain_data import FolderSource, LabSource, Source
 from clapforget.report import build_report
@@ -24,7 +25,14 @@ from clapforget.strategies.registry import StrategyOptions, find_strategy
 from clapforget.strategies.runner import RUN_FILES, Run, clear_run
 from clapforget.strategies.twin import compare_with_twin
 
-__all__ = ["RunRequest", "check_device", "pretrain_source", "run_scenario", "write_report"]
+__all__ = [
+    "RunRequest",
+    "check_device",
+    "check_run",
+    "pretrain_source",
+    "run_scenario",
+    "write_report",
+]
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class RunRequest:
 
     scenario: str = "lab"
     strategy: str = "clapforget"
-    forgetter: str = "cliperase"
+    forgetter: str = "stranger"
     model: str | None = None
     pretrained: str | None = None
     data: str | None = None
@@ -45,24 +53,41 @@ class RunRequest:
     device: str = "cpu"
 
 
+def check_run(request: RunRequest) -> tuple[StrategyOptions, Scenario]:
+    """Options and stream of a run.
+
+    :raises UserError: for any mistake that shows without loading the model.
+    """
+    check_device(request.device)
+    options = StrategyOptions.parse(request.strategy, request.forgetter, request.settings)
+    scenario = build_scenario(
+        request.scenario, request.data, request.seed, request.sequence, request.class_order
+    )
+    _check_memory(options, scenario)
+    return options, scenario
+
+
 def run_scenario(
-    request: RunRequest, out: Path | None, resume: bool, overwrite: bool, say: Callable[[str], None]
-) -> dict[str, Any]:
+    request: RunRequest, out: Path | None, resume: bool, overwrite: bool,
+    say: Callable[[str], None], encoded: dict[str, FeatureCache] | None = None,
+    change: Callable[[Scenario], Scenario] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Check everything, run, report. :returns: the summary.
 
+    :param encoded: features by image tower, filled here, so that the next run with the same tower
+        need not encode them again. :param change: of the scenario, before it is lived through.
     :raises UserError: for any mistake, before anything is written or deleted.
     """
     out = _free_folder(request) if out is None else out
     request = _check_folder(out, request, resume, overwrite)
-    check_device(request.device)
-    options = StrategyOptions.parse(request.strategy, request.forgetter, request.settings)
+    options, scenario = check_run(request)
+    if change is not None:
+        scenario = change(scenario)
     build = find_strategy(request.strategy)[0].build
-    scenario = build_scenario(
-        request.scenario, request.data, request.seed, request.sequence, request.class_order
-    )
     base, scenario = _model(request, scenario)
-    _check_memory(options, scenario)
     strategy = build(base, options, request.seed)
+    if encoded is not None:
+        strategy.cache.share(encoded.setdefault(strategy.cache.tower, FeatureCache(base)))
     if overwrite and not resume:
         clear_run(out)
     config = {

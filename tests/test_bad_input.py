@@ -162,12 +162,16 @@ PARTS: list[Case] = [
     ("score", settings("memory.score=mutual"), ("score", "mutual")),
     ("group", settings("train.epochs=2"), ("train.epochs",)),
     ("setting", settings("training.epoch=2"), ("epoch", "training")),
-    ("setting of a forgetter", settings("forget.learning_rate=2"), ("learning_rate", "cliperase")),
+    ("setting of a forgetter", settings("forget.learning_rate=2"), ("learning_rate", "stranger")),
     ("no group", settings("epochs=2"), ("epochs",)),
     ("text for a number", settings("training.epochs=many"), ("epochs", "many")),
     ("fraction for a whole number", settings("training.epochs=2.5"), ("epochs", "2.5")),
     ("true for a number", settings("training.lr=true"), ("lr", "number")),
-    ("number for a choice", settings("forget.forgetting=3"), ("forgetting", "3")),
+    (
+        "number for a choice",
+        run("--forgetter", "cliperase", "--set", "forget.forgetting=3"),
+        ("forgetting", "3"),
+    ),
     ("unknown choice", settings("clap.context=all"), ("context", "all")),
     ("a list", settings("training.epochs=[1, 2]"), ("epochs",)),
     ("no value", settings("training.epochs="), ("epochs",)),
@@ -178,7 +182,7 @@ PARTS: list[Case] = [
     ("no sample", settings("clap.samples=0"), ("samples", "0")),
     ("not a number", settings("training.lr=.nan"), ("lr", "nan")),
     ("negative steps of a forgetter", settings("forget.steps=-5"), ("steps", "-5")),
-    ("empty forget batch", settings("forget.forget_batch=0"), ("forget_batch", "0")),
+    ("empty batch of a forgetter", settings("forget.batch=0"), ("batch", "0")),
     ("heads that do not divide the width", settings("clap.heads=3"), ("heads", "3")),
     ("memory of none", settings("memory.size=0"), ("memory", "0")),
     ("memory too small", settings("memory.size=3"), ("memory", "3")),
@@ -488,7 +492,7 @@ def test_without_a_network_the_message_says_which_file_to_fetch(
 
 
 # ---- what is no mistake --------------------------------------------------------------------
-QUICK = ["--set", "training.epochs=1", "--set", "forget.steps=2", "--set", "forget.vocabulary_batch=4"]  # fmt: skip
+QUICK = ["--set", "training.epochs=1"]
 
 
 def succeed(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,9 @@ from clapforget.unlearn import FORGETTERS
 from clapforget.verify import VERDICTS, Certificate
 
 SMALL = [
-    "run", "lab-smoke", "--sequence", "L0-3 F1 L4,5", "--set", "training.epochs=2", "--set", "forget.steps=25",
-    "--set", "forget.vocabulary_batch=24", "--set", "forget.retain_batch=16", "--set", "memory.size=60",
+    "run", "lab-smoke", "--sequence", "L0-3 F1 L4,5", "--set", "training.epochs=2",
+    "--forgetter", "cliperase", "--set", "forget.steps=25", "--set", "forget.vocabulary_batch=24",
+    "--set", "forget.retain_batch=16", "--set", "memory.size=60",
 ]  # fmt: skip
 FRACTIONS = (
     "retain_accuracy", "forget_accuracy", "average_accuracy", "last_accuracy", "ece",

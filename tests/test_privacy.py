@@ -26,8 +26,9 @@ from clapforget.unlearn import make_forgetter
 LABEL = 1
 """The class to forget, in the second experience of three; it is known from pretraining."""
 SEQUENCE = f"L0-3 F{LABEL} L4,5"
-# Both forgetters leave CLIP changed: one its text tower only, the other its image tower as well.
+# All leave CLIP changed: two the text tower only, the last its image tower as well.
 FORGETTERS: dict[str, dict[str, Any]] = {
+    "stranger": {},
     "cliperase": {"steps": 30, "vocabulary_batch": 32, "retain_batch": 16},
     "random-edit": {"relative": 0.05},
 }
