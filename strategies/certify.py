@@ -74,8 +74,11 @@ class Certifier:
             rows = data.rows("test", classes)
             return strategy.cache(data.test, rows), data.test.targets[rows]
 
+        def read(classes: tuple[int, ...]) -> Tensor:
+            return strategy.seen(data.test, data.rows("test", classes))
+
         head = model.head if len(model.head.labels) else None
-        seen = observe(model.clip, head, features, views, data.class_names, data.templates)
+        seen = observe(model.clip, head, features, views, data.class_names, data.templates, read)
         self._seen_hashes.append(self._hashes(strategy))
         return seen
 

@@ -51,9 +51,15 @@ class SampleCertifier(Certifier):
             kept, unseen=touched, known=tuple(c for c in views.known if c in kept.retain)
         )
         arguments = (data.class_names, data.templates)
-        seen = observe(model.clip, head, test, others, *arguments)
+        seen = observe(
+            model.clip, head, test, others, *arguments,
+            lambda classes: strategy.seen(data.test, data.rows("test", classes)),
+        )  # fmt: skip
         if len(rows):
-            own = observe(model.clip, head, samples, Views(touched), *arguments)
+            own = observe(
+                model.clip, head, samples, Views(touched), *arguments,
+                lambda classes: model.encode_image(data.train.images(rows)),
+            )  # fmt: skip
             seen.views = {**own.views, **seen.views}
         self._seen_hashes.append(self._hashes(strategy))
         return seen

@@ -10,16 +10,19 @@ from avalanche.training.plugins.evaluation import default_evaluator
 from torch import Tensor, nn
 
 from clapforget.clip import Clip
+from clapforget.errors import UserError
 from clapforget.features import FeatureCache
 from clapforget.posterior import ClassWeights, OnePassHead, Predictive, Stage
 from clapforget.posterior.pyro_form import elbo_loss
 from clapforget.posterior.terms import regularisers
 from clapforget.posterior.trained import TrainedHead
 from clapforget.posterior.weights import TopLatent
+from clapforget.prompts import PromptSettings
 from clapforget.seeding import generator_for
 from clapforget.strategies.buffer import UncertaintyBuffer, experience_samples
-from clapforget.strategies.loader import FeatureLoader
+from clapforget.strategies.loader import FeatureLoader, ImageLoader
 from clapforget.strategies.model import ClapModel
+from clapforget.strategies.seen import PromptedFeatures
 from clapforget.strategies.template import UnlearningTemplate
 from clapforget.strategies.training import TrainSettings, warm_up_and_cosine
 
@@ -45,8 +48,8 @@ class ClapLearning(UnlearningTemplate):
     mb_top: TopLatent | None
 
     def __init__(
-        self, *, model: Clip, posterior: str, head: Any, memory: UncertaintyBuffer | None,
-        training: TrainSettings | None, seed: int, eval_mb_size: int,
+        self, *, model: Clip, posterior: str, head: Any, prompt: PromptSettings | None,
+        memory: UncertaintyBuffer | None, training: TrainSettings | None, seed: int, eval_mb_size: int,
         device: str | torch.device | None, plugins: Sequence[Any] | None,
         evaluator: Any = default_evaluator, eval_every: int = -1, peval_mode: str = "epoch",
     ) -> None:  # fmt: skip
@@ -54,7 +57,12 @@ class ClapLearning(UnlearningTemplate):
         self.training_settings = training or TrainSettings()
         if device is not None:
             model = model.to(device)
-        wrapped = ClapModel(model.trainable_copy([]), posterior, head, seed)
+        wrapped = ClapModel(model.trainable_copy([]), posterior, head, seed, prompt)
+        if self.training_settings.elbo == "pyro" and prompt and prompt.style == "attriclip":
+            raise UserError(
+                "training.elbo=pyro knows no texts that depend on the image, as attriclip's do",
+                "use training.elbo=closed-form",
+            )
         parameters = list(wrapped.head.parameters()) or [nn.Parameter(torch.zeros(1))]
         super().__init__(
             model=wrapped,
@@ -71,6 +79,9 @@ class ClapLearning(UnlearningTemplate):
         self.memory = UncertaintyBuffer(2000, "coverage", seed) if memory is None else memory
         self.seed = seed
         self.cache = FeatureCache(self.model.clip)
+        """Features of CLIP as it is."""
+        self.seen = PromptedFeatures(self.model, self.cache)
+        """Features as the head reads them."""
         self.memory_views = torch.zeros(0, 1, self.model.clip.width, device=self.device)
         self.stage: Stage = "newest"
 
@@ -83,12 +94,14 @@ class ClapLearning(UnlearningTemplate):
         data = getattr(experience, "data", None)
         if data is None:
             images = experience_samples(experience)[0]
-            return torch.cat([self.model.clip.encode_image(p) for p in images.split(256)])[:, None]
+            with torch.no_grad():
+                parts = [self.model.encode_image(part) for part in images.split(256)]
+            return torch.cat(parts)[:, None]
         probe = experience.kind == "probe"
         source = data.test if probe else data.train
         rows = torch.tensor(list(experience.dataset.sample_id))
         mirrored = [False] if probe or not data.flip else [False, True]
-        return torch.stack([self.cache(source, rows, m) for m in mirrored], 1)
+        return torch.stack([self.seen(source, rows, m) for m in mirrored], 1)
 
     def exemplar_predictive(self, experience: Any) -> Predictive:
         """What the posterior says of an experience's samples: exemplars are chosen by it."""
@@ -114,12 +127,25 @@ class ClapLearning(UnlearningTemplate):
             torch.set_flush_denormal(flushing)
 
     def make_train_dataloader(self, **kwargs: Any) -> None:
+        """Features, or images where a step of training changes their features."""
+        if self.model.prompt is not None and self.model.prompt.changes_images:
+            images, labels, _ = experience_samples(self.experience)
+            if len(self.memory):
+                images = torch.cat([self.memory.images, images])
+                labels = torch.cat([self.memory.labels, labels])
+            self.dataloader = self._image_loader(images, labels, 1)
+            return
         views = self.views(self.experience)
         labels = experience_labels(self.experience)
         if len(self.memory_views):
             views = torch.cat([self.memory_views, views])
             labels = torch.cat([self.memory.labels, labels])
         self.dataloader = FeatureLoader(views, labels, self.train_mb_size, self._generator(1))
+
+    def _image_loader(self, images: Tensor, labels: Tensor, purpose: int) -> ImageLoader:
+        flip = getattr(getattr(self.experience, "data", None), "flip", False)
+        rng = self._generator(purpose)
+        return ImageLoader(images.__getitem__, labels, self.train_mb_size, rng, flip)
 
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
         """A new adapter for the experience's classes; only what stage 1 trains is optimised. Of a
@@ -133,10 +159,13 @@ class ClapLearning(UnlearningTemplate):
         head = self.model.head
         if labels:
             head.grow(labels, self.model.template_features(labels))
+        self.model.word()
         if isinstance(head, OnePassHead):
             return
         stage: Stage = "newest" if labels else "all"
         head.train_only(stage)
+        if head.prompt is not None:
+            head.prompt.requires_grad_(True)
         s = self.training_settings
         self._start_stage(stage, s.lr, self.train_epochs, s.warm_up)
 
@@ -146,8 +175,12 @@ class ClapLearning(UnlearningTemplate):
         if isinstance(head, TrainedHead):
             self.optimizer = head.optimizer(stage)
         else:
-            parameters = [p for p in head.parameters() if p.requires_grad]
-            self.optimizer = torch.optim.SGD(parameters, lr=lr)
+            prompts = [] if head.prompt is None else list(head.prompt.parameters())
+            own = {id(p) for p in prompts}
+            trained = [p for p in head.parameters() if p.requires_grad and id(p) not in own]
+            self.optimizer = torch.optim.SGD(trained, lr=lr)
+            if prompts and prompts[0].requires_grad:
+                self.optimizer.add_param_group(head.prompt.optimised())
         steps = epochs * len(self.dataloader)  # type: ignore[arg-type]
         final = self.training_settings.final_lr
         self.schedule = warm_up_and_cosine(self.optimizer, steps, warm_up, final)
@@ -161,11 +194,16 @@ class ClapLearning(UnlearningTemplate):
             torch.manual_seed(self._seed_now())
             if self.is_forgetting:
                 self.forget(experience)
+                self.model.word()
             else:
                 self._learn(experience, eval_streams, **kwargs)
                 self.model.head.settle()
 
     def _learn(self, experience: Any, eval_streams: Any, **kwargs: Any) -> None:
+        """Take the experience in, and its exemplars into the memory."""
+        self._fit(experience, eval_streams, **kwargs)
+
+    def _fit(self, experience: Any, eval_streams: Any, **kwargs: Any) -> None:
         if isinstance(self.model.head, OnePassHead):
             self._before_training_epoch(**kwargs)
             samples = experience_samples(experience)
@@ -176,8 +214,19 @@ class ClapLearning(UnlearningTemplate):
             self._select(experience, samples)
         else:
             super()._train_exp(experience, eval_streams, **kwargs)
+            self._settle_prompts()
             self._select(experience, experience_samples(experience))
             self._consolidate(**kwargs)
+            self._settle_prompts()
+
+    def _settle_prompts(self) -> None:
+        """Word the classes, and encode the memory, by prompts as they are now."""
+        self.model.word()
+        if self.seen.refresh() and len(self.memory):
+            images = self.memory.images
+            mirrored = [images, images.flip(-1)][: self.memory_views.shape[1]]
+            with torch.no_grad():
+                self.memory_views = torch.stack([self.model.encode_image(m) for m in mirrored], 1)
 
     def _consolidate(self, **kwargs: Any) -> None:
         """Stage 2: all adapters, on the memory alone."""
@@ -186,15 +235,21 @@ class ClapLearning(UnlearningTemplate):
         head.requires_grad_(False)
         if head.tasks > 1 and s.consolidation_epochs and len(self.memory):
             head.train_only("all")
-            self.dataloader = FeatureLoader(
-                self.memory_views, self.memory.labels, s.batch_size, self._generator(4)
-            )
+            self.dataloader = self._memory_loader()
             self._start_stage("all", s.consolidation_lr, s.consolidation_epochs, 0.0)
             for _ in range(s.consolidation_epochs):
                 self._before_training_epoch(**kwargs)
                 self.training_epoch(**kwargs)
                 self._after_training_epoch(**kwargs)
             head.requires_grad_(False)
+
+    def _memory_loader(self) -> Any:
+        """Of exemplars: features, or images where this stage still changes their features."""
+        prompt, memory = self.model.prompt, self.memory
+        if prompt is not None and prompt.changes_images and next(prompt.parameters()).requires_grad:
+            return self._image_loader(memory.images, memory.labels, 4)
+        size = self.training_settings.batch_size
+        return FeatureLoader(self.memory_views, memory.labels, size, self._generator(4))
 
     def _select(self, experience: Any, samples: tuple[Tensor, Tensor, Tensor]) -> None:
         new = self.views(experience)
@@ -215,6 +270,8 @@ class ClapLearning(UnlearningTemplate):
         if not self.is_training:
             return self.model(v)
         head = self.model.head
+        if head.prompt is not None:
+            head.prompt.word(head.retired)
         head.train()
         self.mb_features = v
         if isinstance(head, TrainedHead):
@@ -226,7 +283,7 @@ class ClapLearning(UnlearningTemplate):
             noise = head.top_noise(self._noise)
             self.mb_weights, self.mb_top = head.posterior(self.mb_inputs, noise)
             with torch.no_grad():
-                mean = head.logits(self.mb_weights, v)[0]
+                mean = head.logits(self.mb_weights, v)[0] + head.offset(v)
                 logits = mean if self.mb_top is None else mean.mean(0)
         return self.model.by_label(logits.masked_fill(head.retired, -torch.inf).softmax(-1))
 
@@ -246,9 +303,12 @@ class ClapLearning(UnlearningTemplate):
             latent = weights.mu + weights.sigma * noise.mean_latent
             loss = elbo_loss(head, self.mb_inputs, v, y, self.stage, noise.subset)
             return loss + regularisers(head, weights, latent, v, self.stage, top)
-        return head.loss(weights, v, y, self.stage, noise, top)
+        loss = head.loss(weights, v, y, self.stage, noise, top)
+        return loss if head.prompt is None else loss + head.prompt.penalty(v)
 
     def optimizer_step(self) -> None:
+        if self.model.prompt is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.prompt.parameters(), 1.0)
         self.optimizer.step()
         self.schedule.step()
 

@@ -38,6 +38,11 @@ class ClapModel(nn.Module):
             clip.device
         )
         self.head.prompt = make_prompt(clip, prompt, seed)
+        if self.prompt is None and isinstance(self.head, PromptedHead):
+            raise UserError(
+                "the posterior prompted needs learned prompts", "set prompt.style to coop, "
+                "attriclip or maple; with none it would be zero-shot"
+            )  # fmt: skip
         if self.prompt is not None:
             if not isinstance(self.head, GuidedHead | PromptedHead):
                 raise UserError(

@@ -83,7 +83,7 @@ def novelty(
 ) -> dict[str, Any] | None:
     """Tell the test images of what is learned from those of what comes later.
 
-    :param strategy: with ``model.head`` and a feature ``cache``.
+    :param strategy: with ``model.head`` and ``seen``, the features it reads.
     :param learned: labels learned and not forgotten.
     :param future: labels that later requests teach. Those met before do not count: a class that
         was forgotten and is taught again is neither known nor new.
@@ -96,7 +96,7 @@ def novelty(
         return None
     rows = [data.rows("test", labels) for labels in (learned, coming)]
     sizes = [len(part) for part in rows]
-    scores = familiarity(head, strategy.cache(data.test, torch.cat(rows)))
+    scores = familiarity(head, strategy.seen(data.test, torch.cat(rows)))
     found = {name: detection(*values.split(sizes)) for name, values in scores.items()}
     return {
         "learned": sizes[0], "novel": sizes[1],

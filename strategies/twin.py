@@ -130,7 +130,10 @@ def _evidence(
 
         model = strategy.model
         views = Views(forget, retained)
-        return observe(model.clip, model.head, features, views, data.class_names, data.templates)
+        return observe(
+            model.clip, model.head, features, views, data.class_names, data.templates,
+            lambda classes: strategy.seen(data.test, data.rows("test", classes)),
+        )  # fmt: skip
 
     mine, other = look(ours).views, look(twin).views
     found = []

@@ -77,12 +77,14 @@ def observe(
     views: Views,
     names: Sequence[str],
     templates: Sequence[str],
+    read: Callable[[tuple[int, ...]], Tensor] | None = None,
 ) -> Observation:
     """Look at every view that has classes.
 
     :param head: the strategy's head, or None for a bare CLIP.
     :param features: gives image features [n, d] and labels [n] of the test images of some classes.
     :param names: of all classes, by label: what a prediction chooses among.
+    :param read: gives the same images' features as the head reads them, where they are others.
     """
     by_template = clip.encode_names(names, templates)
     text = F.normalize(by_template.mean(1), dim=-1)
@@ -90,7 +92,7 @@ def observe(
     if head is not None and len(head.labels):
         nats = {int(c): float(v) for c, v in zip(head.labels, head.nats())}
     seen = {
-        name: _look(*features(classes), head, text, by_template)
+        name: _look(*features(classes), head, text, by_template, read and read(classes))
         for name, classes in views.items()
         if classes
     }
@@ -100,8 +102,9 @@ def observe(
 
 
 def _look(
-    v: Tensor, labels: Tensor, head: Head | None, text: Tensor, by_template: Tensor
-) -> ViewObservation:
+    v: Tensor, labels: Tensor, head: Head | None, text: Tensor, by_template: Tensor,
+    read: Tensor | None,
+) -> ViewObservation:  # fmt: skip
     labels = labels.to(v.device)
     similarity = v @ text.T
     matched = similarity.gather(1, labels[:, None])[:, 0]
@@ -115,7 +118,7 @@ def _look(
         unmatched_cosine=others.cpu().numpy(),
     )
     if head is not None and len(head.labels) and len(v):
-        predictive = head.predict(v)
+        predictive = head.predict(v if read is None else read)
         if torch.isin(labels, head.labels).any():
             view.right = (head.labels[predictive.probs.argmax(1)] == labels).cpu().numpy()
         view.scores = {name: predictive.score(name).cpu().numpy() for name in SCORES}
