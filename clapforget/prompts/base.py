@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ _NAME = 8  # places that a name and the marks around it may need
 class PromptSettings:
     """Options of learned prompts; those of other styles are not read."""
 
-    style: Literal["hand-crafted", "coop", "attriclip", "maple"] = "hand-crafted"
+    style: str = "hand-crafted"
     """The data's templates; one learned context (CoOp); a bank of attributes chosen by image
     (AttriCLIP); coupled prompts in both towers (MaPLe)."""
     length: int = 0
@@ -120,7 +120,10 @@ PROMPTS: Registry[type[Prompt]] = Registry("prompt style", "clapforget.prompts")
 
 
 def make_prompt(clip: Clip, settings: PromptSettings | None, seed: int) -> Prompt | None:
-    """The prompts of these settings; None for hand-crafted ones."""
+    """The prompts of these settings; None for hand-crafted ones.
+
+    :raises UserError: for an unknown style, or a model that has no place for it.
+    """
     if settings is None or settings.style == "hand-crafted":
         return None
     return PROMPTS.get(settings.style)(clip, settings, seed).to(clip.device)

@@ -24,10 +24,10 @@ def _text_tower(clip: Clip) -> Any:
     return getattr(clip.model, "text", clip.model)
 
 
-def token_embedding(clip: Clip) -> nn.Module:
+def token_embedding(clip: Clip) -> nn.Embedding:
     """The table of token vectors. :raises UserError: if the text tower shows none."""
     table = getattr(_text_tower(clip), "token_embedding", None)
-    if table is None:
+    if not isinstance(table, nn.Embedding):
         raise UserError(
             f"the text tower of model {clip.name} takes no token vectors",
             "use a model with open_clip's own text tower, or prompt.style=hand-crafted",

@@ -36,7 +36,7 @@ def resnet() -> Clip:
 
 
 def make(clip: Clip, style: str, **settings: Any) -> Prompt:
-    prompt = make_prompt(clip, PromptSettings(style=style, **settings), 1)  # type: ignore[arg-type]
+    prompt = make_prompt(clip, PromptSettings(style=style, **settings), 1)
     assert prompt is not None
     prompt.bind(clip, NAMES)
     prompt.word(torch.zeros(len(NAMES), dtype=torch.bool))
@@ -111,6 +111,8 @@ def test_a_prompt_without_room_is_refused(resnet: Clip) -> None:
 # ---- styles ------------------------------------------------------------------------------------
 def test_hand_crafted_is_no_prompt(resnet: Clip) -> None:
     assert make_prompt(resnet, PromptSettings(), 0) is None
+    with pytest.raises(UserError, match="did you mean coop"):
+        make(resnet, "coops")
     assert PROMPTS.names() == ["attriclip", "coop", "maple"]
 
 

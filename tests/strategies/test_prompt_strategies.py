@@ -34,7 +34,7 @@ def vit() -> Clip:
 
 def make(clip: Clip, style: str, posterior: str = "prompted", **options: Any) -> ClapForget:
     return ClapForget(
-        clip, posterior=posterior, prompt=PromptSettings(style=style),  # type: ignore[arg-type]
+        clip, posterior=posterior, prompt=PromptSettings(style=style),
         memory=UncertaintyBuffer(40), training=TrainSettings(epochs=1),
         forgetter=make_forgetter("null-space"), evaluator=EvaluationPlugin(), **options,
     )  # fmt: skip
