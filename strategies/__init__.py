@@ -2,6 +2,8 @@
 
 from clapforget.strategies.buffer import UncertaintyBuffer
 from clapforget.strategies.clap_forget import ClapForget
+from clapforget.strategies.classifier import ClipClassifier
+from clapforget.strategies.forgetting_plugin import ForgettingPlugin
 from clapforget.strategies.metrics import (
     ForgetAccuracy,
     RetainAccuracy,
@@ -13,7 +15,9 @@ from clapforget.strategies.training import TrainSettings
 
 __all__ = [
     "ClapForget",
+    "ClipClassifier",
     "ForgetAccuracy",
+    "ForgettingPlugin",
     "RetainAccuracy",
     "TrainSettings",
     "UncertaintyBuffer",

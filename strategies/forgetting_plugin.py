@@ -1,0 +1,162 @@
+"""Forget requests for Avalanche's own strategies: ``Naive(plugins=[ReplayPlugin(...), ForgettingPlugin()])``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from avalanche.core import BaseSGDPlugin, SupervisedPlugin
+from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
+from avalanche.training.plugins.clock import Clock
+from avalanche.training.storage_policy import BalancedExemplarsBuffer, ReservoirSamplingBuffer
+from avalanche.training.templates.base_sgd import PeriodicEval
+
+from clapforget.errors import UserError
+from clapforget.strategies.buffer import UncertaintyBuffer
+from clapforget.strategies.classifier import ClipClassifier
+from clapforget.unlearn.base import ForgetTask, Forgetter, Pairs, make_forgetter
+
+__all__ = ["ForgettingPlugin", "forget_in_buffer"]
+
+_HARMLESS = (ReplayPlugin, EvaluationPlugin, Clock, PeriodicEval)
+_MOST_RETAINED = 512
+
+
+class ForgettingPlugin(SupervisedPlugin, supports_distributed=False):  # type: ignore[call-arg]
+    """Carries out forget experiences in a strategy whose model is a :class:`ClipClassifier`.
+
+    Such an experience trains nothing. The samples leave every replay memory, which does not learn
+    from the experience either; the forgetter changes CLIP with the memories as retain set (not for
+    requests by sample: CLIP was frozen when they were learned); the classifier drops what training
+    taught of the classes; the optimiser's state is emptied. Not removed: what the samples taught the
+    classifier of other classes. :attr:`done` says so of each request.
+
+    Stands last among ``plugins``. Plugins that keep something of a task when it ends (importances,
+    teachers) would take the request for a task and are refused.
+    """
+
+    def __init__(
+        self,
+        forgetter: str | Forgetter = "cliperase",
+        retain_set: Pairs | None = None,
+        seed: int = 0,
+    ) -> None:
+        """:param forgetter: a registered name, ``"name:preset"``, or a forgetter.
+        :param retain_set: data to retain on, in place of the replay memories.
+        """
+        super().__init__()
+        self.forgetter = make_forgetter(forgetter) if isinstance(forgetter, str) else forgetter
+        self.retain_set = retain_set
+        self.seed = seed
+        self.done: list[dict[str, Any]] = []
+        """What each forget request came to."""
+        self._silenced: list[Any] = []
+
+    def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        if getattr(strategy.experience, "kind", "learn") == "forget":
+            self._check(strategy)
+            self.done.append(self._forget(strategy, strategy.experience))
+
+    def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        if getattr(strategy.experience, "kind", "learn") == "forget":
+            strategy.dataloader = []
+
+    def after_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        for buffer in self._silenced:
+            del buffer.update
+        self._silenced = []
+
+    def _check(self, strategy: Any) -> None:
+        if not isinstance(strategy.model, ClipClassifier):
+            raise UserError(
+                f"ForgettingPlugin cannot change a {type(strategy.model).__name__}",
+                "give the strategy a ClipClassifier",
+            )
+        for plugin in strategy.plugins:
+            own = getattr(type(plugin), "after_training_exp", None)
+            silent = own is None or own in (
+                SupervisedPlugin.after_training_exp, BaseSGDPlugin.after_training_exp
+            )  # fmt: skip
+            if not silent and not isinstance(plugin, _HARMLESS):
+                raise UserError(
+                    f"{type(plugin).__name__} would take a forget request for a task to learn",
+                    "leave it out, or live through the stream with ClapForget",
+                )
+
+    def _forget(self, strategy: Any, experience: Any) -> dict[str, Any]:
+        data, labels = experience.data, set(experience.classes)
+        ids = set(experience.dataset.sample_id)
+        policies = [p.storage_policy for p in strategy.plugins if isinstance(p, ReplayPlugin)]
+        deleted = 0
+        for policy in policies:
+            deleted += forget_in_buffer(policy, ids, labels)
+            policy.update = lambda *_, **__: None  # replay keeps nothing of this experience
+            self._silenced.append(policy)
+        model: ClipClassifier = strategy.model
+        touched = labels or set(experience.dataset.targets)
+        notes: dict[str, Any] = {"steps": 0}
+        changed = model.clip
+        if labels:
+            rows = torch.tensor(sorted(ids), dtype=torch.long)
+            names = [data.class_names[c] for c in data.train.targets[rows].tolist()]
+            task = ForgetTask(
+                Pairs(data.train.images(rows), names), self.retain_set or _held(policies, data),
+                model.templates, data.class_names,
+                seed=self.seed * 1_000_003 + strategy.clock.train_exp_counter,
+            )  # fmt: skip
+            result = self.forgetter.unlearn(model.clip, task)
+            changed, notes = result.clip, {"steps": result.steps, **result.notes}
+        model.forget(changed, touched)
+        strategy.optimizer.state.clear()
+        return {
+            "request": experience.request.title, "exemplars_deleted": deleted,
+            "not_removed": "what the samples taught the classifier of other classes", **notes,
+        }  # fmt: skip
+
+
+def _held(policies: list[Any], data: Any) -> Pairs:
+    """Exemplars of the replay memories with their class names, at most 512."""
+    samples = [
+        sample for policy in policies for sample in policy.buffer
+    ][:_MOST_RETAINED]  # fmt: skip
+    if not samples:
+        return Pairs(torch.zeros(0, 3, 1, 1), [])
+    images = torch.stack([sample[0] for sample in samples])
+    return Pairs(images, [data.class_names[int(sample[1])] for sample in samples])
+
+
+def forget_in_buffer(buffer: Any, sample_ids: Collection[int], labels: Collection[int] = ()) -> int:
+    """Delete samples from one of Avalanche's storage policies. :returns: how many.
+
+    They are out of the buffer's data set; that is a view of your data, which is yours to delete.
+
+    :param sample_ids: the data's ``sample_id``. :param labels: classes of which all are deleted.
+    :raises UserError: for a policy that cannot forget, or a buffer without sample ids.
+    """
+    if isinstance(buffer, UncertaintyBuffer):
+        return buffer.forget(labels, sample_ids)
+    if isinstance(buffer, BalancedExemplarsBuffer):
+        groups = buffer.buffer_groups
+        deleted = sum(forget_in_buffer(group, sample_ids, labels) for group in groups.values())
+        for name in [name for name, group in groups.items() if not len(group.buffer)]:
+            del groups[name]
+            for seen in ("seen_classes", "seen_groups"):
+                getattr(buffer, seen, set()).discard(name)
+        return deleted
+    if not isinstance(buffer, ReservoirSamplingBuffer):
+        raise UserError(
+            f"{type(buffer).__name__} cannot delete samples",
+            "use UncertaintyBuffer, or a class-balanced or reservoir buffer of Avalanche",
+        )
+    data = buffer.buffer
+    if len(data) and not hasattr(data, "sample_id"):
+        raise UserError("the replay memory has no sample ids", "learn from clapforget's streams")
+    ids = list(data.sample_id) if len(data) else []
+    kept = [
+        i for i, (one, y) in enumerate(zip(ids, data.targets if ids else []))
+        if one not in sample_ids and int(y) not in labels
+    ]  # fmt: skip
+    buffer.buffer = data.subset(kept) if ids else data
+    buffer._buffer_weights = buffer._buffer_weights[kept]
+    return len(ids) - len(kept)

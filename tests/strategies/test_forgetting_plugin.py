@@ -1,0 +1,117 @@
+"""Forget requests in Avalanche's own Naive, with its own replay."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from avalanche.training.plugins import EvaluationPlugin, EWCPlugin, ReplayPlugin
+from avalanche.training.storage_policy import (
+    ClassBalancedBuffer,
+    ExperienceBalancedBuffer,
+    ReservoirSamplingBuffer,
+)
+from avalanche.training.supervised import Naive
+from torch import nn
+
+from clapforget import Clip
+from clapforget.errors import UserError
+from clapforget.scenarios import ImageData, stream
+from clapforget.strategies import UncertaintyBuffer
+from clapforget.strategies.classifier import ClipClassifier
+from clapforget.strategies.forgetting_plugin import ForgettingPlugin, forget_in_buffer
+from clapforget.unlearn import make_forgetter
+
+QUICK = {"steps": 60, "vocabulary_batch": 48, "retain_batch": 32}
+
+
+def naive(clip: Clip, data: ImageData, plugins: list, model: nn.Module | None = None) -> Naive:
+    model = model or ClipClassifier(clip, data.class_names, data.templates)
+    return Naive(
+        model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
+        criterion=nn.CrossEntropyLoss(), train_mb_size=32, train_epochs=2, eval_mb_size=64,
+        plugins=plugins, evaluator=EvaluationPlugin(),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def accuracy(strategy: Naive, data: ImageData, label: int) -> float:
+    images = data.test.images(data.rows("test", [label]))
+    return float((strategy.model(images).argmax(1) == label).float().mean())
+
+
+def test_a_class_leaves_replay_classifier_and_clip(clip: Clip, data: ImageData) -> None:
+    replay = ReplayPlugin(40, storage_policy=ClassBalancedBuffer(40, adaptive_size=True))
+    plugin = ForgettingPlugin(make_forgetter("cliperase", QUICK))
+    strategy = naive(clip, data, [replay, plugin])
+    learn, forget, later = stream(data, "L0-3 F1 L4,5").train_stream
+    strategy.train(learn)
+    assert accuracy(strategy, data, 1) > 0.9
+    assert accuracy(strategy, data, 2) > 0.9  # new to CLIP: the classifier learned it
+    kept = strategy.model.delta[[0, 2, 3]].clone()
+    strategy.train(forget)
+    buffer = replay.storage_policy.buffer
+    assert set(buffer.targets) == {0, 2, 3}
+    assert len(buffer) == 30  # no exemplar of another class was lost with it
+    assert accuracy(strategy, data, 1) == 0
+    assert accuracy(strategy, data, 2) > 0.9
+    assert not strategy.model.delta[1].any()
+    assert torch.equal(strategy.model.delta[[0, 2, 3]], kept)
+    assert not strategy.optimizer.state
+    assert plugin.done[0]["exemplars_deleted"] == 10
+    assert strategy.clock.train_exp_counter == 2
+    strategy.train(later)
+    assert set(replay.storage_policy.buffer.targets) == {0, 2, 3, 4, 5}
+    assert accuracy(strategy, data, 1) == 0
+
+
+def test_samples_leave_replay_and_clip_stays(clip: Clip, data: ImageData) -> None:
+    replay = ReplayPlugin(40, storage_policy=UncertaintyBuffer(40, "random"))
+    strategy = naive(clip, data, [replay, ForgettingPlugin()])
+    ids = data.rows("train", [1]).tolist()[:15]
+    learn, forget = stream(data, f"L0-3 F@{','.join(map(str, ids))}").train_stream
+    strategy.train(learn)
+    strategy.train(forget)
+    assert not set(replay.storage_policy.sample_ids.tolist()) & set(ids)
+    assert strategy.model.clip.fingerprint() == clip.fingerprint()
+
+
+@pytest.mark.parametrize("kind", [ClassBalancedBuffer, ExperienceBalancedBuffer, ReservoirSamplingBuffer])  # fmt: skip
+def test_every_common_buffer_forgets_and_goes_on(kind: type, data: ImageData) -> None:
+    buffer = kind(30) if kind is ReservoirSamplingBuffer else kind(30, adaptive_size=True)
+    first, second, third = stream(data, "L0-3 L4,5 L6").train_stream
+
+    class State:
+        experience = first
+
+    for state in (first, second):
+        State.experience = state
+        buffer.update(State)
+    ids = set(list(buffer.buffer.sample_id)[:4])
+    deleted = forget_in_buffer(buffer, ids, [4])
+    assert deleted >= 4
+    left = buffer.buffer
+    assert not set(left.sample_id) & ids
+    assert 4 not in set(left.targets)
+    State.experience = third
+    buffer.update(State)
+    assert 6 in set(buffer.buffer.targets)
+    assert len(buffer.buffer) <= 30
+
+
+def test_what_would_keep_something_is_refused(clip: Clip, data: ImageData) -> None:
+    _, forget = stream(data, "L0-3 F1").train_stream
+    strategy = naive(clip, data, [EWCPlugin(0.1), ForgettingPlugin()])
+    with pytest.raises(UserError, match="EWCPlugin would take a forget request"):
+        strategy.train(forget)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 100))
+    strategy = naive(clip, data, [ForgettingPlugin()], linear)
+    with pytest.raises(UserError, match="cannot change a Sequential"):
+        strategy.train(forget)
+
+
+def test_an_untrained_classifier_is_zero_shot_clip(clip: Clip, data: ImageData) -> None:
+    images = data.test.images(torch.arange(20))
+    text = clip.class_features(data.class_names, data.templates)
+    expected = clip.scale * clip.encode_image(images) @ text.T
+    model = ClipClassifier(clip, data.class_names, data.templates)
+    assert torch.allclose(model(images), expected, atol=1e-4)
