@@ -244,6 +244,45 @@ def bench_learn(
     _measured(json_file, lambda: measure(rounds, quick, lambda line: say(f"measuring: {line}")))
 
 
+@bench.command("methods")
+def bench_methods(
+    scenario: Annotated[str, typer.Argument(help="Whose data and tasks.")],
+    methods: Annotated[
+        list[str],
+        typer.Option("--method", help="STRATEGY[:PRESET][,GROUP.NAME=VALUE ...]; may be repeated."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the runs' folders; finished ones are kept.")],
+    data: Annotated[
+        str | None, typer.Option(help="Where the data is, for scenarios that need some.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1,2,3,4",
+    sequence: Annotated[str, typer.Option(help="Requests, or a named sequence.")] = "learn-only",
+    per_class: Annotated[
+        int, typer.Option(min=0, help="Training images a class, drawn with the seed; 0: all.")
+    ] = 0,
+    reference: Annotated[
+        str, typer.Option(help="Method that differences are to; default: the last.")
+    ] = "",
+    json_file: Json = None,
+    markdown_file: Annotated[
+        Path | None, typer.Option("--markdown", help="File to write the table to.")
+    ] = None,
+) -> None:
+    """Learning methods on the same streams: accuracy, calibration, novelty, with intervals."""
+    from clapforget.bench.methods import markdown, measure
+
+    numbers = _order(seeds, "--seeds") or []
+    found = _measured(
+        json_file,
+        lambda: measure(
+            scenario, methods, numbers, out, data, sequence, per_class, reference, _settings, say
+        ),
+    )
+    say(markdown(found))
+    if markdown_file is not None:
+        markdown_file.write_text(markdown(found))
+
+
 @bench.command("forget")
 def bench_forget(
     json_file: Json = None,
@@ -286,6 +325,21 @@ def bench_forgetters(
     say(markdown(found))
     if markdown_file is not None:
         markdown_file.write_text(markdown(found))
+
+
+@bench.command("verify")
+def bench_verify(
+    json_file: Json = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Some cheap kinds, one seed, the quick level.")
+    ] = False,
+    seeds: Annotated[str, typer.Option(help="Which of the five, with commas between.")] = "",
+) -> None:
+    """Verifying: cases whose truth is known by construction, and how the verifier fares on them."""
+    from clapforget.bench.verify import measure
+
+    chosen = _order(seeds) if seeds else None
+    _measured(json_file, lambda: measure(quick, say, chosen))
 
 
 def _measured(json_file: Path | None, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

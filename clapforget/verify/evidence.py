@@ -57,6 +57,8 @@ class Evidence:
     """See :data:`clapforget.verify.reading.Role`."""
     p_inside: float | None = None
     """Against ``at most the margin above the reference``: small means it is still inside."""
+    p_beyond: float | None = None
+    """Against ``at least minus the margin``: small means pushed beyond the reference."""
     p_above: float | None = None
     """Against ``above the margin``: one half of the equivalence test (TOST) ..."""
     p_below: float | None = None

@@ -31,10 +31,25 @@ class Examination:
     """Of ``before``, ``after`` and ``twin``: a number an image."""
 
 
-def readings(subject: Subject, m: Material, level: Level, seed: int) -> list[Reading]:
-    """What all witnesses of a level read off one subject."""
-    names = [n for n in WITNESSES.names() if level == "full" or n not in FULL]
-    return [reading for name in names for reading in WITNESSES.get(name)(subject, m, seed)]
+def readings(
+    subject: Subject, m: Material, level: Level, seed: int, known: Sequence[Reading] = ()
+) -> list[Reading]:
+    """What all witnesses of a level read off one subject.
+
+    :param known: readings of a subject with the same CLIP: what trains a copy of it is taken from
+        there, for it would come to the same.
+    """
+    quick = [n for n in WITNESSES.names() if n not in FULL]
+    found = [reading for name in quick for reading in WITNESSES.get(name)(subject, m, seed)]
+    if level == "quick":
+        return found
+    names = {reading.name for reading in found}
+    if known:
+        return [*found, *(reading for reading in known if reading.name not in names)]
+    trained = [n for n in WITNESSES.names() if n in FULL]
+    return found + [
+        reading for name in trained for reading in WITNESSES.get(name)(subject, m, seed)
+    ]
 
 
 def examine(
@@ -59,7 +74,7 @@ def examine(
     say("before")
     old = list(before_readings) if before_readings is not None else readings(before, m, level, seed)
     say("after")
-    new = readings(after, m, level, seed)
+    new = readings(after, m, level, seed, old if after.clip is before.clip else ())
     if twin is not None:
         say("twin")
     reference = readings(twin, m, level, seed) if twin is not None else []

@@ -46,6 +46,9 @@ class Reading:
     """... or, absolute, how far above the reference the value may lie."""
     minimum_lead: float = 0.15
     """A smaller lead of the model before over the reference can witness nothing."""
+    known_is: Literal["high", "low"] = "high"
+    """On which side of the reference a model that knows the class lies; a lead to the other side is
+    chance."""
     note: str = ""
     curve: dict[str, list[float]] = field(default_factory=dict)
     """Mean accuracy of ``forget`` and ``unseen`` after each number of steps in ``curve_at``."""

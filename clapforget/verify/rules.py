@@ -3,20 +3,25 @@
 1. **inconclusive**: fewer than ``minimum_images`` test images of the forgotten classes.
 2. **inconclusive**: the model before does not show what was to be forgotten (no piece of evidence had
    a lead over the reference).
-3. **damaged**: something kept lost more than ``damage_margin``, interval and all, or a single kept class
-   more than 20 % of its images; unless the class is still answered as before (more than three
-   quarters of it): then what was harmed was something else, and rule 4 speaks.
+3. **damaged**: kept classes, neighbours or bystanders lost more than ``damage`` on average, interval and
+   all; unless the class is still answered as before (more than three quarters of it): then what was
+   harmed was something else, and rule 4 speaks.
 4. **retained**: still answered: above the reference by more than 10 points (one-sided test at 5 %),
    and neither less surely nor by fewer wordings than before.
 5. **suppressed**: still answered, but weakened: the probability of the right answer fell to less than half
    (of what retained classes kept of theirs), or some of the data's own wordings fell to less than half.
 6. **suppressed**: gone from the answers, still inside: a piece of evidence lies above the reference by
    more than its margin (one-sided test, Holm over all pieces).
-7. **inconclusive**: nothing stands in for a model that never knew (no twin, no unseen classes).
-8. **inconclusive**: a piece whose role is ``both`` is not shown to be at most the margin above the reference
+7. **suppressed**: pushed beyond: a piece whose role is ``both`` lies below the reference by more than its margin
+   (the other side; Holm). What never was learned does not look so: it gives the request away, and
+   what can be seen to be hidden is not gone.
+8. **damaged**: a single kept class lost more than 20 % of its images (binomial test, Holm over the classes).
+9. **inconclusive**: nothing stands in for a model that never knew (no twin, no unseen classes).
+10. **inconclusive**: bare CLIP knew the class, knowledge is claimed to be gone, and no witness could judge
+   the image tower; or a piece whose role is ``both`` is not shown to be at most the margin above the reference
    (one-sided test at 5 %; all must pass, so no correction).
-9. **forgotten**. Evidence clearly beyond the reference on the other side is named as a scar: it does not
-   bring anything back, but gives the request away.
+11. **forgotten**. A piece of evidence that only accuses and lies clearly beyond the reference on the other
+   side is named as a scar.
 """
 
 from __future__ import annotations
@@ -74,12 +79,15 @@ def decide(
     if answers.n < rules.minimum_images:
         return say("inconclusive", f"1: {answers.n} test images are too few",
                    f"{rules.minimum_images - answers.n} more are needed")  # fmt: skip
-    if answers.reference is not None and not any(p.residue is not None for p in judged):
+    if answers.reference is not None and not any(p.lead is not None for p in judged):
         return say("inconclusive", "2: the model before does not show what was to be forgotten",
                    describe(answers))  # fmt: skip
     was = answers.before or 0.0
     intact = was > 0 and answers.value > rules.still_answered * was
-    if (hurt := _hurt(evidence, rules)) and not intact:
+    for piece in evidence:
+        if piece.role == "kept" and piece.drop_interval is not None:
+            piece.holds = piece.drop_interval[0] <= rules.damage
+    if (hurt := _hurt([p for p in evidence if p.drop_interval is not None])) and not intact:
         return say("damaged", "3: more was lost than was asked", describe(hurt))
     low = answers.interval[0]
     above = answers.p_inside is not None and answers.p_inside < rules.alpha
@@ -89,38 +97,58 @@ def decide(
                 "suppressed", f"5: still answered, but weakened: {weak[0]}", describe(weak[1])
             )
         return say("retained", "4: it still answers", describe(answers))
+    return say(*_gone_from_answers(evidence, judged, answers, claim, rules))
+
+
+def _gone_from_answers(
+    evidence: Sequence[Evidence],
+    judged: Sequence[Evidence],
+    answers: Evidence,
+    claim: Claim,
+    rules: Margins,
+) -> tuple[str, str, str]:
+    """Rules 6 to 11: verdict, rule, weakest."""
     tests = [(p, p.p_inside) for p in judged if p.p_inside is not None]
     inside = [
         p for (p, _), reject in zip(tests, holm([q for _, q in tests], rules.alpha)) if reject
     ]
     if inside:
         worst = min(inside, key=lambda p: (p.p_inside or 0.0, -(p.residue or 0.0)))
-        return say("suppressed", f"6: gone from the answers, still inside ({len(inside)} of "
+        return ("suppressed", f"6: gone from the answers, still inside ({len(inside)} of "
                    f"{len(tests)} witnesses)", describe(worst))  # fmt: skip
-    if answers.reference is None:
-        return say("inconclusive", "7: no twin and no unseen classes to compare with",
-                   "give --unseen or --twin")  # fmt: skip
     must = [p for p in judged if p.role == "both"]
+    beyond = [(p, p.p_beyond) for p in must if p.p_beyond is not None and not p.absolute]
+    pushed = [p for (p, _), no in zip(beyond, holm([q for _, q in beyond], rules.alpha)) if no]
+    if pushed:
+        worst = min(pushed, key=lambda p: p.residue or 0.0)
+        return ("suppressed", "7: pushed beyond what was never learned", describe(worst))
+    if worst_class := _hurt([p for p in evidence if p.drop_interval is None]):
+        return ("damaged", "8: a kept class was lost", describe(worst_class))
+    if answers.reference is None:
+        return ("inconclusive", "9: no twin and no unseen classes to compare with",
+                   "give --unseen or --twin")  # fmt: skip
+    knew = any(p.lead is not None and p.group in ("clip", "attack") for p in judged)
+    alone = answers.reference_name != "the twin"  # a twin shows what may be left in the image tower
+    if claim == "knowledge" and knew and alone and not any(p.group == "visual" for p in judged):
+        return ("inconclusive", "10: no witness could judge the image tower",
+                "give a twin or more unseen classes, or claim the association only")  # fmt: skip
     unclear = [p for p in must if not p.holds]
     if unclear:
         worst = max(unclear, key=lambda p: p.p_above or 0.0)
         need = "no number of images settles it: more unseen classes are needed"
         if worst.images_needed is not None:
             need = f"about {worst.images_needed} images of the forgotten classes would settle it"
-        return say("inconclusive", f"8: not shown to be gone ({len(unclear)} of {len(must)})",
+        return ("inconclusive", f"10: not shown to be gone ({len(unclear)} of {len(must)})",
                    f"{describe(worst)}; {need}")  # fmt: skip
     nearest = max(judged, key=_closeness)
     scars = [p.title for p in judged if p.scar]
     scar = f"; a scar gives it away: {', '.join(scars)}" if scars else ""
-    return say("forgotten", f"9: nothing above the reference{scar}", describe(nearest))
+    return ("forgotten", f"11: nothing above the reference{scar}", describe(nearest))
 
 
-def _hurt(evidence: Sequence[Evidence], rules: Margins) -> Evidence | None:
-    losses = [p for p in evidence if p.role == "kept"]
-    for piece in losses:
-        if piece.drop_interval is not None:
-            piece.holds = piece.drop_interval[0] <= rules.damage
-    return max((p for p in losses if p.holds is False), key=lambda p: p.drop or 0.0, default=None)
+def _hurt(evidence: Sequence[Evidence]) -> Evidence | None:
+    lost = [p for p in evidence if p.role == "kept" and p.holds is False]
+    return max(lost, key=lambda p: p.drop or 0.0, default=None)
 
 
 def _weakened(

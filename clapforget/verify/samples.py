@@ -8,6 +8,10 @@ view ``forget``. The rules, in order:
    interval of the loss wholly above it.
 2. **forgotten**: the head is the one made again without the samples, up to rounding (a proof), and
    no tower of CLIP ever learned them.
+   Of a request by pairs, rules 2 to 6 give way to one piece of evidence: how much of the lead that
+   matching test pairs had over pairs that do not belong together is left. **retained** if more than
+   ``residue`` of it, interval and all; **forgotten** if less; else, with few pairs or no lead to lose,
+   **inconclusive**.
 3. **inconclusive**: fewer samples, or test images, than ``minimum_images``.
 4. **retained**: some score tells the samples from the test images: its AUROC's interval lies wholly
    more than ``answer_margin`` away from 1/2; or their accuracies differ by more than that.
@@ -36,6 +40,9 @@ SAMPLE_SCORES = {
 """Scores by which samples are told from test images of their classes."""
 
 
+_LEAD = 0.05  # cosine below which matching pairs did not stand out
+
+
 def sample_evidence(before: Observation, after: Observation, seed: int = 0) -> list[Evidence]:
     """All evidence that two observations of a request by samples allow.
 
@@ -56,8 +63,19 @@ def sample_evidence(before: Observation, after: Observation, seed: int = 0) -> l
                     "(AUROC)", "posterior" if score != "matched_cosine" else "clip", value, interval,
                     was, 0.5, None, "indistinguishable", "equal", len(now[0]),
                 ))  # fmt: skip
+    if "pairs" in after.views and "pairs" in before.views:
+        then, now = before.views["pairs"], after.views["pairs"]
+        value, interval = statistics.mean(now.matched_cosine)
+        reference, band = statistics.mean(now.unmatched_cosine)
+        found.append(Evidence(
+            "pairs_cosine", "cosine of matching test images with their matching captions", "clip", value,
+            interval, float(then.matched_cosine.mean()), reference, band,
+            "the same images with captions of others", "equal", now.n,
+        ))  # fmt: skip
     kept = [
-        Observation({k: v for k, v in o.views.items() if k not in ("forget", "unseen")}, {})
+        Observation(
+            {k: v for k, v in o.views.items() if k not in ("forget", "unseen", "pairs")}, {}
+        )
         for o in (before, after)
     ]
     return found + collect_evidence(kept[0], kept[1], seed)
@@ -113,6 +131,9 @@ def judge_samples(
             "damaged", f"1: more than {rules.damage_margin:.0%} was lost",
             f"{worst.title}: lost {worst.drop or 0:.1%}",
         )  # fmt: skip
+    if (pairs := found.get("pairs_cosine")) is not None:
+        verdict, rule = _judge_pairs(pairs, rules)
+        return say(verdict, rule, _shown([pairs]))
     proof = found.get("posterior_refit_difference")
     if proof is not None and proof.holds and not in_clip:
         return say(
@@ -142,6 +163,22 @@ def _hurt(piece: Evidence, rules: Rules) -> bool:
         return False
     piece.holds = piece.drop_interval[0] <= rules.damage_margin
     return not piece.holds
+
+
+def _judge_pairs(piece: Evidence, rules: Rules) -> tuple[str, str]:
+    reference, before = piece.reference or 0.0, piece.before or 0.0
+    lead = before - reference
+    if piece.n < rules.minimum_images:
+        return "inconclusive", f"pairs: {piece.n} matching test pairs are too few"
+    if lead <= _LEAD:
+        return "inconclusive", "pairs: they had no lead to lose"
+    low, high = ((end - reference) / lead for end in piece.interval)
+    piece.holds = high <= rules.residue
+    if low > rules.residue:
+        return "retained", f"pairs: more than {rules.residue:.0%} of their lead is left"
+    if high > rules.residue:
+        return "inconclusive", "pairs: the interval reaches across the margin"
+    return "forgotten", "pairs: their lead over pairs that do not belong together is gone"
 
 
 def _names() -> list[str]:

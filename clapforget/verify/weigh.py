@@ -3,7 +3,11 @@
 The forgotten classes are the given ones: their uncertainty is that of their images. The reference
 stands for *never learned*: its uncertainty is that of a mean over classes. To clear (``p_above``) these
 two enter; to accuse (``p_inside``) also what one unseen class differs from another, for an unlucky
-class must not be taken for a memory. The lead is taken as given.
+class must not be taken for a memory.
+
+What was there to lose, the scale, is taken as given. Of a share it is before − reference. A score (a
+cosine, an entropy) has a scale that any training changes: there it is retained − reference in the model
+after itself.
 """
 
 from __future__ import annotations
@@ -72,31 +76,53 @@ def _weigh(then: Reading | None, now: Reading, twin: Reading | None) -> Evidence
         return piece
     piece.reference, piece.reference_interval = reference.mean, reference.interval
     piece.reference_name = reference.name
-    allowed = now.margin
-    sign = 1.0
+    allowed, sign = now.margin, 1.0
+    classes = len(set(now.labels.tolist()))
     if not now.absolute:
-        old = reference if twin is not None else (None if then is None else _unseen(then))
-        if was is None or old is None:
+        sign = 1.0 if now.known_is == "high" else -1.0
+        scale = _scale(piece, then, now, reference, sign)
+        if scale is None:
+            piece.note = "; ".join(
+                filter(None, [piece.note, "tells known and unknown apart too little: no witness"])
+            )
             return piece
-        piece.lead = was - old.mean
-        if abs(piece.lead) < max(now.minimum_lead, 2 * old.error):
-            piece.note = "; ".join(filter(None, [
-                piece.note, "the model before was hardly apart from the reference: no witness"]))  # fmt: skip
-            return piece
-        sign = math.copysign(1.0, piece.lead)
-        allowed = now.margin * abs(piece.lead)
-        piece.residue = (value - reference.mean) / piece.lead
+        allowed = now.margin * scale
+        piece.residue = sign * (value - reference.mean) / scale
     piece.role = role
     difference = sign * (value - reference.mean)
     clear = math.hypot(error, reference.error)
-    accuse = math.hypot(clear, reference.spread / math.sqrt(len(set(now.labels.tolist()))))
+    accuse = math.hypot(clear, reference.spread / math.sqrt(classes))
     piece.p_above, piece.p_below = tost(difference, allowed, clear)
     piece.p_inside = float(stats.norm.sf((difference - allowed) / max(accuse, 1e-12)))
-    piece.scar = float(stats.norm.cdf((difference + allowed) / max(accuse, 1e-12))) < _ALPHA
+    piece.p_beyond = float(stats.norm.cdf((difference + allowed) / max(accuse, 1e-12)))
+    piece.scar = piece.p_beyond < _ALPHA
     piece.holds = piece.p_above <= _ALPHA if role != "shown" else None
     if role == "both" and not piece.holds and piece.p_inside > _ALPHA:
         piece.images_needed = _needed(len(now.forget), error, reference.error, allowed - difference)
     return piece
+
+
+def _scale(
+    piece: Evidence, then: Reading | None, now: Reading, reference: _Reference, sign: float
+) -> float | None:
+    """How far known lies from the reference; None where that is too little to witness anything.
+
+    A score has its own scale in every model: retained against reference, after. A share is measured
+    by what the model before had over the reference, which is kept as the piece's lead.
+    """
+    classes = len(set(now.labels.tolist()))
+    if now.retain is not None:
+        apart, base = sign * (float(np.mean(now.retain)) - reference.mean), reference
+    else:
+        old = (
+            reference if reference.name == "the twin" else (None if then is None else _unseen(then))
+        )
+        if then is None or old is None:
+            return None
+        piece.lead = float(np.mean(then.forget)) - old.mean
+        apart, base = sign * piece.lead, old
+    chance = math.hypot(base.error, base.spread / math.sqrt(classes))
+    return apart if apart >= max(now.minimum_lead, 2 * chance) else None
 
 
 def _mean(reading: Reading) -> tuple[float, statistics.Interval, float]:

@@ -69,3 +69,25 @@ def test_a_refitted_head_is_a_proof_unless_clip_was_to_forget_too() -> None:
 def test_nothing_looked_at_gives_no_evidence_of_samples() -> None:
     only = Observation({"retain": view(50, 0.0, 3)}, {})
     assert all("samples" not in piece.name for piece in sample_evidence(only, only))
+
+
+def with_pairs(matched: float, n: int = 60) -> Observation:
+    rng = np.random.default_rng(4)
+    look = view(n, 0.0, 5)
+    look.matched_cosine = rng.normal(matched, 0.02, n)
+    look.unmatched_cosine = rng.normal(0.1, 0.02, n)
+    return Observation({"pairs": look}, {})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "n", "verdict"),
+    [
+        (0.5, 0.11, 60, "forgotten"),
+        (0.5, 0.4, 60, "retained"),
+        (0.5, 0.2, 60, "inconclusive"),  # a quarter of the lead is left, more or less
+        (0.5, 0.11, 10, "inconclusive"),
+        (0.12, 0.1, 60, "inconclusive"),
+    ],
+)
+def test_pairs_are_judged_by_the_lead_that_is_left(before, after, n, verdict) -> None:
+    assert judged(with_pairs(before, n), with_pairs(after, n))[0] == verdict

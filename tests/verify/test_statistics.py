@@ -102,3 +102,17 @@ def test_many_samples_are_thinned_without_moving_the_value_much() -> None:
     value, (low, high) = statistics.auroc(positive, negative, rng)
     assert low <= whole <= high
     assert abs(value - whole) < 0.05
+
+
+def test_holm_is_that_of_the_textbook() -> None:
+    p = [0.01, 0.04, 0.03, 0.005]  # sorted against 0.0125, 0.0167, 0.025, 0.05: the third fails
+    assert statistics.holm(p) == [True, False, False, True]
+    assert statistics.holm([]) == []
+    assert statistics.holm([0.05]) == [True]
+    assert statistics.holm([0.2, 0.001]) == [False, True]
+
+
+def test_holm_keeps_the_family_wise_error() -> None:
+    rng = np.random.default_rng(7)
+    wrong = sum(any(statistics.holm(list(rng.random(12)))) for _ in range(1000))
+    assert wrong / 1000 < 0.07

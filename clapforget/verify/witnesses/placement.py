@@ -17,7 +17,7 @@ SHARPNESS = 30.0
 @witness("placement")
 def placement(subject: Subject, m: Material, seed: int) -> list[Reading]:
     """Soft maximum of the cosines with all *kept* names, ``log Σ_c exp(30 cos_c) / 30``: an energy
-    (Liu et al. 2020) that leaves the own name out.
+    (Liu et al. 2020) that leaves the own name out (a retained image's too).
 
     A class that the image tower has learned lies apart from every other name; images of a class
     that it never learned come to lie near names that resemble them. Nothing that is done to the text
@@ -26,8 +26,9 @@ def placement(subject: Subject, m: Material, seed: int) -> list[Reading]:
 
     def look(part: Part) -> Tensor:
         similarity = subject.zero_shot(part, m.names, m.templates)
-        kept = similarity[:, m.kept.to(similarity.device)]
+        own = part.labels.to(similarity.device)[:, None] == m.kept.to(similarity.device)
+        kept = similarity[:, m.kept.to(similarity.device)].masked_fill(own, -1.0)
         return (SHARPNESS * kept).logsumexp(1) / SHARPNESS
 
     return [read("placement", "nearness of forgotten images to kept names", "visual", m, look,
-                 share=False, margin=0.5, minimum_lead=0.02)]  # fmt: skip
+                 share=False, margin=0.6, minimum_lead=0.02, known_is="low")]  # fmt: skip

@@ -112,7 +112,7 @@ def posterior(subject: Subject, m: Material, seed: int) -> list[Reading]:
     for name in ("entropy", "expected_entropy", "mutual_information"):
         title = f"{name.replace('_', ' ')} on forgotten images (nats, Laplace posterior)"
         found.append(read(name, title, "posterior", m, partial(score, name), share=False,
-                          role="accuses", margin=0.5, minimum_lead=0.02))  # fmt: skip
+                          role="accuses", margin=0.5, minimum_lead=0.02, known_is="low"))  # fmt: skip
     return [
         *found,
         read("energy", "energy of forgotten images", "posterior", m, energy, share=False,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from clapforget.clip import Clip
@@ -40,9 +38,10 @@ def resurfacing(subject: Subject, m: Material, seed: int) -> list[Reading]:
 
     for rate in RATES:
         fit(subject.clip, part, m, part.classes(), STEPS, look, seed, rate)
-    pick: Callable[[list[np.ndarray]], np.ndarray] = lambda v: v[
-        int(np.argmax([x.mean() for x in v]))
-    ]
+
+    def pick(v: list[np.ndarray]) -> np.ndarray:
+        return v[int(np.argmax([x.mean() for x in v]))]
+
     curve = {k: [float(x.mean()) for x in v[: len(STEPS)]] for k, v in seen.items()}
     reading = Reading(
         "resurfacing", "zero-shot after fine-tuning on retained classes only (the highest of the curve)",

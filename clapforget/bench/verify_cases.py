@@ -1,0 +1,247 @@
+"""Cases whose truth is known by construction: one function a kind, which makes before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clapforget.bench.verify_edits import (
+    confine_to_bins,
+    exchange_names,
+    fit_classes,
+    forget_clean_images,
+    forget_wordings,
+    scramble_names,
+    shallow_edit,
+)
+from clapforget.bench.verify_world import World
+from clapforget.clip import Clip
+from clapforget.posterior.exact import ExactHead
+from clapforget.seeding import generator_for
+from clapforget.unlearn.base import ForgetTask, Pairs, make_forgetter
+from clapforget.verify.subject import Subject
+from clapforget.verify.witnesses.rounding import round_weights
+
+__all__ = ["KINDS", "Case", "Kind"]
+
+
+@dataclass(eq=False)
+class Case:
+    """Two models, and what was to be forgotten."""
+
+    before: Subject
+    after: Subject
+    forget: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a case is made and what is true of it."""
+
+    name: str
+    truth: str
+    make: Callable[[World], Case]
+
+
+KINDS: list[Kind] = []
+
+
+def _kind(name: str, truth: str) -> Callable[[Callable[[World], Case]], Callable[[World], Case]]:
+    def file(make: Callable[[World], Case]) -> Callable[[World], Case]:
+        KINDS.append(Kind(name, truth, make))
+        return make
+
+    return file
+
+
+def _bare(world: World, after: Clip) -> Case:
+    return Case(world.before, Subject(after), world.forget)
+
+
+# ---- truly forgotten -----------------------------------------------------------------------
+@_kind("backbone twin", "forgotten")
+def _twin(world: World) -> Case:
+    return _bare(world, world.twin)
+
+
+@_kind("taught, then the state before", "forgotten")
+def _injected(world: World) -> Case:
+    taught = fit_classes(world, world.new, steps=60)
+    return Case(Subject(taught), Subject(world.base), world.new)
+
+
+@_kind("adapter never trained", "forgotten")
+def _adapter(world: World) -> Case:
+    learned = (*world.new, *world.retain[:18])
+    part = world.images(learned, 20)
+    text = world.base.encode_names(world.names(learned), world.data.templates)
+    with torch.no_grad():
+        v = world.base.encode_image(part.images)[:, None]
+    subjects = []
+    for classes in (learned, learned[2:]):
+        head = ExactHead(world.base.width, float(world.base.scale), seed=world.seed)
+        head.grow(learned, text)
+        rows = torch.isin(part.labels, torch.tensor(classes))
+        head.learn(
+            v[rows], part.labels[rows], rows.nonzero()[:, 0], world.base.fingerprint("image")
+        )
+        subjects.append(_with_head(world, head))
+    return Case(subjects[0], subjects[1], world.new)
+
+
+def _with_head(world: World, head: ExactHead) -> Subject:
+    def answer(features: Tensor, images: Tensor) -> Tensor:
+        logits = head.predict(features).logits
+        assert logits is not None
+        return logits
+
+    nats = {int(c): float(n) for c, n in zip(head.labels, head.nats())}
+    return Subject(world.base, answer, head.labels.tolist(), nats=nats)
+
+
+# ---- retained ------------------------------------------------------------------------------
+@_kind("nothing done", "retained")
+def _nothing(world: World) -> Case:
+    return _bare(world, world.base)
+
+
+@_kind("fine-tuned on retained", "retained")
+def _finetuned(world: World) -> Case:
+    return _bare(world, fit_classes(world, (), steps=30, lr=1e-4))
+
+
+@_kind("random edit too small", "retained")
+def _small_edit(world: World) -> Case:
+    return _bare(world, _forgetter(world, "random-edit", relative=0.01))
+
+
+@_kind("wrong class", "retained")
+def _wrong(world: World) -> Case:
+    return _bare(world, scramble_names(world, world.retain[world.seed :: 20][:2]))
+
+
+# ---- suppressed, in the head ---------------------------------------------------------------
+def _head_case(
+    world: World, change: Callable[[Tensor, list[int]], Tensor], text: Tensor | None = None
+) -> Case:
+    """A head of stored text features whose logits go through ``change(logits, forgotten)``."""
+    stored = world.base.class_features(world.data.class_names, world.data.templates).detach()
+    used, forgotten = stored if text is None else text, list(world.forget)
+
+    def head(weights: Tensor, alter: bool) -> Subject:
+        def answer(features: Tensor, images: Tensor) -> Tensor:
+            logits = world.base.scale * features @ weights.T
+            return change(logits, forgotten) if alter else logits
+
+        return Subject(world.base, answer, list(range(len(weights))), weights)
+
+    return Case(head(stored, False), head(used, True), world.forget)
+
+
+@_kind("name removed from the head", "suppressed")
+def _removed(world: World) -> Case:
+    def remove(logits: Tensor, gone: list[int]) -> Tensor:
+        return logits.index_fill(1, torch.tensor(gone), -torch.inf)
+
+    return _head_case(world, remove)
+
+
+@_kind("constant subtracted", "suppressed")
+def _constant(world: World) -> Case:
+    def subtract(logits: Tensor, gone: list[int]) -> Tensor:
+        shift = torch.zeros(logits.shape[1]).index_fill(0, torch.tensor(gone), 60.0)
+        return logits - shift
+
+    return _head_case(world, subtract)
+
+
+@_kind("stored text embedding replaced", "suppressed")
+def _replaced(world: World) -> Case:
+    stored = (
+        world.base.class_features(world.data.class_names, world.data.templates).detach().clone()
+    )
+    noise = torch.randn(len(world.forget), stored.shape[1], generator=_rng(world))
+    stored[list(world.forget)] = F.normalize(noise, dim=-1)
+    return _head_case(world, lambda logits, gone: logits, stored)
+
+
+@_kind("temperature raised on forget data", "suppressed")
+def _temperature(world: World) -> Case:
+    def raise_it(logits: Tensor, gone: list[int]) -> Tensor:
+        theirs = torch.isin(logits.argmax(1), torch.tensor(gone))
+        return torch.where(theirs[:, None], logits / 60, logits)
+
+    return _head_case(world, raise_it)
+
+
+@_kind("names exchanged in the head", "suppressed")
+def _exchanged_head(world: World) -> Case:
+    stored = (
+        world.base.class_features(world.data.class_names, world.data.templates).detach().clone()
+    )
+    gone = list(world.forget)
+    stored[gone] = stored[gone[1:] + gone[:1]]
+    return _head_case(world, lambda logits, _: logits, stored)
+
+
+# ---- suppressed, in the weights ------------------------------------------------------------
+@_kind("names exchanged in the tower", "suppressed")
+def _exchanged(world: World) -> Case:
+    return _bare(world, exchange_names(world))
+
+
+@_kind("only some wordings fail", "suppressed")
+def _wordings(world: World) -> Case:
+    return _bare(world, forget_wordings(world))
+
+
+@_kind("only clean images", "suppressed")
+def _clean(world: World) -> Case:
+    return _bare(world, forget_clean_images(world))
+
+
+@_kind("undone by rounding", "suppressed")
+def _rounded(world: World) -> Case:
+    before = round_weights(world.base, 8, "tensor")
+    return Case(Subject(before), Subject(confine_to_bins(world, before)), world.forget)
+
+
+@_kind("undone by fine-tuning on retained", "suppressed")
+def _shallow(world: World) -> Case:
+    return _bare(world, shallow_edit(world))
+
+
+# ---- damaged -------------------------------------------------------------------------------
+@_kind("gradient ascent run long", "damaged")
+def _ascent(world: World) -> Case:
+    return _bare(world, _forgetter(world, "gradient-ascent", steps=60, lr=1e-3))
+
+
+@_kind("large random edit", "damaged")
+def _large_edit(world: World) -> Case:
+    return _bare(world, _forgetter(world, "random-edit", relative=0.7))
+
+
+@_kind("near neighbours taken along", "damaged")
+def _neighbours(world: World) -> Case:
+    near = [c for c in world.data.neighbours(world.forget) if c in world.retain]
+    order = torch.randperm(len(near), generator=_rng(world))[:4].tolist()
+    return _bare(world, scramble_names(world, (*world.forget, *(near[i] for i in order))))
+
+
+def _rng(world: World) -> torch.Generator:
+    return generator_for(world.seed, 42)
+
+
+def _forgetter(world: World, name: str, **settings: float) -> Clip:
+    forget, retain = world.images(world.forget, 20), world.images(world.retain, 4)
+    task = ForgetTask(
+        Pairs(forget.images, world.names(forget.labels)),
+        Pairs(retain.images, world.names(retain.labels)),
+        world.data.templates, world.data.class_names, seed=world.seed,
+    )  # fmt: skip
+    return make_forgetter(name, settings).unlearn(world.base, task).clip

@@ -1,0 +1,91 @@
+"""Where the truth bench takes place: the lab, its forget requests, its models that never knew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clapforget import lab
+from clapforget.clip import Clip
+from clapforget.loading import load_clip
+from clapforget.scenarios import ImageData
+from clapforget.scenarios import lab as lab_data
+from clapforget.seeding import generator_for
+from clapforget.strategies.twin import twin_backbone
+from clapforget.verify.material import Material, Part, material_from
+from clapforget.verify.subject import Subject
+
+__all__ = ["EXCLUDED", "REQUESTS", "World"]
+
+EXCLUDED = ((6, 30), (11, 28, 45, 52, 63, 93))
+"""Classes that the twins never saw: two trainings of the built-in backbone."""
+REQUESTS = ((0, (6, 30)), (1, (11, 28)), (1, (45, 52)), (1, (63, 93)), (1, (11, 45, 63)))
+"""By seed: which twin, and what is to be forgotten."""
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """One seed of the bench."""
+
+    seed: int
+    data: ImageData
+    base: Clip
+
+    @classmethod
+    def of(cls, seed: int) -> World:
+        """Images of another seed, the built-in model."""
+        return cls(seed, lab_data(train_per_class=20, test_per_class=40, seed=seed), load_clip())
+
+    @cached_property
+    def before(self) -> Subject:
+        """The built-in model as a subject."""
+        return Subject(self.base)
+
+    @property
+    def forget(self) -> tuple[int, ...]:
+        """Known classes to forget."""
+        return REQUESTS[self.seed % len(REQUESTS)][1]
+
+    @property
+    def new(self) -> tuple[int, ...]:
+        """Two classes that the backbone never knew, to be taught and forgotten."""
+        order = torch.randperm(len(lab.new_classes()), generator=generator_for(self.seed, 41))
+        return tuple(lab.new_classes()[i] for i in order[:2].tolist())
+
+    @cached_property
+    def retain(self) -> tuple[int, ...]:
+        """Known classes that no twin lacks."""
+        gone = EXCLUDED[REQUESTS[self.seed % len(REQUESTS)][0]]
+        return tuple(c for c in lab.known_classes() if c not in gone)
+
+    @cached_property
+    def twin(self) -> Clip:
+        """The backbone trained again without the forgotten classes (minutes, once: then cached)."""
+        gone = EXCLUDED[REQUESTS[self.seed % len(REQUESTS)][0]]
+        scenario = cast(Any, SimpleNamespace(data=self.data))
+        return twin_backbone(self.base, scenario, set(gone), progress=True)[0]
+
+    def material(self, forget: Sequence[int], verifier_seed: int) -> Material:
+        """What the verifier is given for a request."""
+        unseen = [
+            c for c in self.data.class_order if c not in lab.known_classes() and c not in forget
+        ]
+        return material_from(
+            self.data, forget, retain=self.retain, unseen=unseen, seed=verifier_seed
+        )
+
+    def images(self, classes: Sequence[int], each: int) -> Part:
+        """Images for whoever makes the case: of a split that the verifier never sees."""
+        index = np.concatenate([c + 100 * np.arange(each) for c in classes])
+        return Part(lab.draw("validation", index, self.seed), torch.from_numpy(index % 100))
+
+    def names(self, labels: Sequence[int] | Tensor) -> list[str]:
+        """Class names."""
+        return [self.data.class_names[int(c)] for c in labels]

@@ -1,0 +1,127 @@
+"""Every rule fires on the evidence that it is written for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from clapforget.verify import VERDICTS, Evidence, decide
+
+
+def piece(name: str, value: float, **more: Any) -> Evidence:
+    base: dict[str, Any] = {
+        "before": 1.0, "reference": 0.0, "reference_name": "unseen classes", "n": 60, "role": "both",
+        "margin": 0.25, "residue": value, "lead": 1.0, "p_inside": 1.0, "p_above": 0.001, "p_beyond": 1.0,
+        "p_below": 0.001, "holds": True,
+    }  # fmt: skip
+    group = more.pop("group", "clip")
+    return Evidence(name, name, group, value, (value, value), **{**base, **more})
+
+
+def clean() -> dict[str, Evidence]:
+    pieces = [
+        piece("answers", 0.0, absolute=True, residue=None, lead=None, margin=0.1),
+        piece("answers_probability", 0.0, role="accuses"),
+        piece("wordings_best", 0.0), piece("wordings_worst", 0.0, role="shown", p_inside=None),
+        piece("placement", 0.3, group="visual"), piece("relearning_5", -0.1, role="accuses"),
+        *(Evidence(name, name, "clip", 0.98, (0.95, 1.0), 1.0, n=200, drop=0.01, drop_interval=(-0.01, 0.03),
+                   role="kept") for name in ("clip_retain_accuracy", "clip_neighbours_accuracy")),
+        Evidence("clip_worst_class", "worst", "clip", 0.9, (0.5, 1.0), 1.0, n=8, drop=0.1, holds=True, role="kept"),
+    ]  # fmt: skip
+    return {p.name: p for p in pieces}
+
+
+INSIDE = {"p_inside": 1e-6, "p_above": 1.0, "holds": False}
+ANSWERED = {"answers": {"value": 1.0, **INSIDE}, "wordings_worst": {"value": 1.0},
+            "answers_probability": {"value": 1.0, **INSIDE}}  # fmt: skip
+HURT = {"drop": 0.1, "drop_interval": (0.06, 0.14)}
+NO_REFERENCE = {"reference": None, "p_inside": None, "p_above": None, "p_beyond": None, "holds": None,
+                "role": "shown", "residue": None, "lead": None}  # fmt: skip
+NO_VISUAL = {"role": "shown", "residue": None, "holds": None}
+TABLE: list[tuple[str, dict[str, dict[str, Any]], tuple[str, str]]] = [
+    ("all is well", {}, ("forgotten", "11")),
+    ("too few images", {"answers": {"n": 19}}, ("inconclusive", "1")),
+    ("never known", {n: {"lead": None} for n in clean()}, ("inconclusive", "2")),
+    ("retained classes lost", {"clip_retain_accuracy": HURT}, ("damaged", "3")),
+    ("neighbours lost", {"clip_neighbours_accuracy": HURT}, ("damaged", "3")),
+    ("still answered", ANSWERED, ("retained", "4")),
+    ("another class was forgotten", {**ANSWERED, "clip_retain_accuracy": HURT}, ("retained", "4")),
+    ("half of everything lost",
+     {**ANSWERED, "answers": {"value": 0.5, **INSIDE}, "clip_retain_accuracy": HURT}, ("damaged", "3")),
+    ("temperature", {**ANSWERED, "answers_probability": {"value": 0.02}}, ("suppressed", "5")),
+    ("some wordings", {**ANSWERED, "wordings_worst": {"value": 0.1}}, ("suppressed", "5")),
+    ("found by a wording", {"wordings_best": INSIDE}, ("suppressed", "6")),
+    ("found by who only accuses", {"relearning_5": INSIDE}, ("suppressed", "6")),
+    ("one of many at 3 %: Holm", {"relearning_5": {"p_inside": 0.03}}, ("forgotten", "11")),
+    ("pushed beyond", {"wordings_best": {"p_beyond": 1e-6, "residue": -2.0}}, ("suppressed", "7")),
+    ("scar of who only accuses", {"relearning_5": {"p_beyond": 1e-6, "scar": True}}, ("forgotten", "11")),
+    ("one class lost", {"clip_worst_class": {"holds": False, "drop": 1.0}}, ("damaged", "8")),
+    ("a fake that lost a class is a fake",
+     {"clip_worst_class": {"holds": False}, "wordings_best": INSIDE}, ("suppressed", "6")),
+    ("no reference",
+     {n: NO_REFERENCE for n in clean() if "accuracy" not in n and "class" not in n}, ("inconclusive", "9")),
+    ("nothing judges the image tower", {"placement": NO_VISUAL}, ("inconclusive", "10")),
+    ("not shown to be gone", {"wordings_best": {"p_above": 0.2, "holds": False}}, ("inconclusive", "10")),
+    ("who only accuses need not clear", {"relearning_5": {"p_above": 0.2, "holds": False}}, ("forgotten", "11")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE]
+)
+def test_rule(changes: dict[str, dict[str, Any]], expected: tuple[str, str]) -> None:
+    found = clean()
+    for name, change in changes.items():
+        found[name] = replace(found[name], **change)
+    judgement = decide(list(found.values()))
+    assert judgement.verdict in VERDICTS
+    assert (judgement.verdict, judgement.rule.split(":")[0]) == expected
+    assert judgement.weakest
+
+
+def test_a_scar_is_named() -> None:
+    found = clean()
+    found["relearning_5"] = replace(found["relearning_5"], scar=True)
+    assert "relearning_5" in decide(list(found.values())).rule
+
+
+def test_the_claim_says_whether_the_image_tower_is_judged() -> None:
+    found = clean()
+    found["placement"] = replace(found["placement"], **INSIDE)
+    assert decide(list(found.values()), "knowledge").verdict == "suppressed"
+    narrow = decide(list(found.values()), "association")
+    assert narrow.verdict == "forgotten"
+    assert "not that the image tower" in narrow.claim
+
+
+def test_where_clip_never_knew_the_class_nothing_is_claimed_of_the_image_tower() -> None:
+    """A class that a head was taught: bare CLIP's witnesses have no lead, and none is needed."""
+    found = clean()
+    for name in ("placement", "wordings_best", "relearning_5", "answers_probability"):
+        found[name] = replace(found[name], role="shown", residue=None, lead=None, holds=None)
+    found["answer_rank"] = piece("answer_rank", 0.0, group="behaviour")
+    judgement = decide(list(found.values()))
+    assert judgement.verdict == "forgotten", judgement.rule
+    assert "nothing could be said" in judgement.claim
+
+
+def test_open_cases_say_how_many_images_would_settle_them() -> None:
+    found = clean()
+    found["wordings_best"] = replace(
+        found["wordings_best"], p_above=0.2, holds=False, images_needed=140
+    )
+    assert "140 images" in decide(list(found.values())).weakest
+    found["wordings_best"] = replace(found["wordings_best"], images_needed=None)
+    assert "unseen classes are needed" in decide(list(found.values())).weakest
+
+
+def test_less_sure_of_everything_is_no_hiding() -> None:
+    """A temperature on all classes: the forgotten one is still answered as surely as the rest."""
+    found = clean()
+    for name, change in ANSWERED.items():
+        found[name] = replace(found[name], **change)
+    found["answers_probability"] = replace(found["answers_probability"], value=0.3)
+    assert decide(list(found.values()), kept_surety=0.3).verdict == "retained"
+    assert decide(list(found.values()), kept_surety=1.0).verdict == "suppressed"

@@ -1,0 +1,151 @@
+"""Equivalence against a reference: two one-sided tests, what counts as a lead, who accuses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from clapforget.verify import Evidence, Reading
+from clapforget.verify.weigh import tost, weigh
+from tests.verify.worlds import reading
+
+
+def one(before: Reading, after: Reading, twin: Reading | None = None) -> Evidence:
+    return weigh([before], [after], [] if twin is None else [twin])[0]
+
+
+@pytest.mark.parametrize("difference", [-0.3, 0.0, 0.08, 0.2])
+def test_two_one_sided_tests_are_those_of_two_z_tests(difference: float) -> None:
+    above, below = tost(difference, 0.1, 0.05)
+    assert above == pytest.approx(stats.norm.cdf((difference - 0.1) / 0.05))
+    assert below == pytest.approx(1 - stats.norm.cdf((difference + 0.1) / 0.05))
+    assert (max(above, below) < 0.05) == (abs(difference) + 1.645 * 0.05 < 0.1)
+
+
+def test_a_large_error_shows_neither_difference_nor_equivalence() -> None:
+    above, below = tost(0.0, 0.1, 1.0)
+    assert min(above, below) > 0.4
+
+
+def test_as_the_reference_holds_and_as_before_does_not() -> None:
+    before = reading(1.0, 0.0)
+    gone, there = one(before, reading(0.0, 0.0)), one(before, reading(1.0, 0.0))
+    assert gone.holds
+    assert gone.residue == pytest.approx(0)
+    assert gone.p_inside is not None
+    assert gone.p_inside > 0.95
+    assert not there.holds
+    assert there.residue == pytest.approx(1)
+    assert there.p_inside is not None
+    assert there.p_inside < 1e-6
+
+
+def test_few_images_leave_it_open_and_say_how_many_would_do() -> None:
+    open_ = one(reading(1.0, 0.0), reading(0.125, 0.0, n=8))
+    assert not open_.holds
+    assert open_.p_inside is not None
+    assert open_.p_inside > 0.05
+    assert open_.images_needed is not None
+    enough = one(reading(1.0, 0.0), reading(0.125, 0.0, n=int(1.1 * open_.images_needed)))
+    assert enough.holds
+
+
+def test_without_a_lead_before_nothing_is_judged() -> None:
+    piece = one(reading(0.1, 0.1), reading(0.5, 0.1))
+    assert piece.role == "shown"
+    assert piece.holds is None
+    assert "no witness" in piece.note
+
+
+def test_a_lead_to_the_wrong_side_is_none() -> None:
+    piece = one(
+        replace(reading(1.0, 0.0), known_is="low"), replace(reading(1.0, 0.0), known_is="low")
+    )
+    assert piece.role == "shown"
+
+
+def test_an_absolute_margin_needs_no_lead() -> None:
+    piece = one(
+        reading(0.0, 0.0, absolute=True, margin=0.1), reading(0.0, 0.0, absolute=True, margin=0.1)
+    )
+    assert piece.role == "both"
+    assert piece.holds
+
+
+def test_classes_that_differ_keep_an_unlucky_one_from_being_accused() -> None:
+    """The same means: unseen classes alike, or half of them known by chance."""
+    alike = reading(0.7, 0.4)
+    apart = replace(alike, unseen=np.repeat(np.arange(10) % 5 < 2, 10).astype(float))
+    before = reading(1.0, 0.0)
+    accused, spared = (
+        one(before, replace(alike, margin=0.1)),
+        one(before, replace(apart, margin=0.1)),
+    )
+    assert accused.p_inside is not None
+    assert spared.p_inside is not None
+    assert accused.p_inside < 0.05 < spared.p_inside
+
+
+def test_beyond_the_reference_is_told() -> None:
+    piece = one(reading(1.0, 0.5, role="accuses"), reading(0.0, 0.5, role="accuses"))
+    assert piece.scar
+    assert piece.p_beyond is not None
+    assert piece.p_beyond < 1e-6
+
+
+def test_a_twin_takes_the_place_of_unseen_classes() -> None:
+    before, after = reading(1.0, 0.0, n=600), reading(0.6, 0.0, n=600)
+    alone, beside = one(before, after), one(before, after, reading(0.6, 0.0, n=600))
+    assert alone.reference_name == "unseen classes"
+    assert not alone.holds
+    assert beside.reference_name == "the twin"
+    assert beside.reference == pytest.approx(0.6)
+    assert beside.holds
+
+
+def test_a_probe_is_judged_only_beside_a_twin() -> None:
+    probe = reading(0.9, 0.2, role="twin")
+    assert one(reading(1.0, 0.2, role="twin"), probe).role == "shown"
+    assert one(reading(1.0, 0.2, role="twin"), probe, reading(0.4, 0.2)).role == "both"
+
+
+def test_a_score_is_scaled_by_the_model_after() -> None:
+    """All scores of the model after ten times as wide: the residue stays."""
+    rng = np.random.default_rng(0)
+
+    def scores(forget: float, width: float) -> Reading:
+        noise = rng.normal(0, 0.02, 60)
+        r = reading(0, 0, share=False, margin=0.5)
+        return replace(r, forget=width * (forget + noise), unseen=width * rng.normal(0, 0.02, 100),
+                       retain=width * (1 + noise))  # fmt: skip
+
+    narrow, wide = (one(scores(1, 1), scores(0.3, width)) for width in (1.0, 10.0))
+    assert narrow.residue == pytest.approx(0.3, abs=0.03)
+    assert wide.residue == pytest.approx(0.3, abs=0.03)
+
+
+def test_who_is_as_the_reference_is_accused_no_more_often_than_stated() -> None:
+    rng = np.random.default_rng(1)
+    accused = cleared = 0
+    for _ in range(300):
+        p = rng.beta(2, 8, 12)  # classes differ
+        images = rng.random((12, 30)) < p[:, None]
+        r = Reading("thing", "a thing", "clip", images[:2].ravel().astype(float), np.repeat([0, 1], 30),
+                    images[2:].ravel().astype(float), np.repeat(np.arange(10), 30), margin=0.1)  # fmt: skip
+        piece = one(reading(1.0, 0.2), r)
+        assert piece.p_inside is not None
+        accused += piece.p_inside < 0.05
+        cleared += bool(piece.holds)
+    assert accused / 300 <= 0.06
+    assert cleared > 0
+
+
+def test_the_nearer_to_before_the_less_it_holds() -> None:
+    values = [one(reading(1.0, 0.0), reading(x, 0.0)).p_above for x in (0.0, 0.1, 0.2, 0.3, 0.5)]
+    assert all(a is not None and b is not None and a < b for a, b in pairwise(values))
+    assert all(v is not None and math.isfinite(v) for v in values)

@@ -1,0 +1,197 @@
+"""Witnesses that do not train: each on a model that knows and on one that hides in its way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from clapforget.clip import Clip
+from clapforget.seeding import generator_for
+from clapforget.verify import WITNESSES, Reading, Subject
+from clapforget.verify.witnesses.association import precision_by_column
+from clapforget.verify.witnesses.posterior import KroneckerLaplace, conformal_threshold
+from clapforget.verify.witnesses.rounding import round_weights
+from clapforget.verify.witnesses.transforms import TRANSFORMS
+from tests.verify.worlds import FORGET, clip, data, material, scrambled, subject
+
+
+def find(readings: Sequence[Reading], name: str) -> Reading:
+    return next(r for r in readings if r.name == name)
+
+
+def call(witness: str, name: str, who: Subject | None = None) -> Reading:
+    return find(WITNESSES.get(witness)(who or subject(), material(), 0), name)
+
+
+@pytest.mark.parametrize(
+    ("witness", "name"),
+    [("answers", "answers"), ("wordings", "wordings_best"), ("association", "retrieval"),
+     ("transforms", "transforms_best"), ("rounding", "rounding_8"), ("posterior", "conformal_coverage")],
+)  # fmt: skip
+def test_what_is_known_is_found_and_what_was_never_learned_is_not(witness: str, name: str) -> None:
+    seen = call(witness, name)
+    assert seen.forget.mean() > 0.9
+    assert seen.unseen is not None
+    assert seen.unseen.mean() < 0.3
+
+
+@pytest.mark.parametrize(
+    "name", ["answers", "wordings_best", "rounding_8", "transforms_best", "retrieval"]
+)
+def test_a_name_that_means_nothing_is_not_found(name: str) -> None:
+    witness = {"answers": "answers", "wordings_best": "wordings", "rounding_8": "rounding",
+               "transforms_best": "transforms", "retrieval": "association"}[name]  # fmt: skip
+    assert call(witness, name, Subject(scrambled())).forget.mean() < 0.2
+
+
+def test_placement_sees_the_images_where_the_name_is_gone() -> None:
+    """A scrambled name changes no image: known images still lie apart, unseen ones near kept names."""
+    known, nameless = (
+        call("placement", "placement"),
+        call("placement", "placement", Subject(scrambled())),
+    )
+    assert nameless.forget == pytest.approx(known.forget, abs=1e-6)
+    assert known.unseen is not None
+    assert known.retain is not None
+    assert known.forget.mean() < known.unseen.mean() - 0.05
+    assert abs(known.forget.mean() - known.retain.mean()) < 0.05
+
+
+def exchanged() -> Clip:
+    names = [data().class_names[c] for c in FORGET]
+    other = clip().trainable_copy([])
+    rows = [[t for t in other.tokenize([n])[0].tolist() if 0 < t < 49406] for n in names]
+    table = other.model.token_embedding.weight
+    with torch.no_grad():
+        old = table.clone()
+        for mine, theirs in zip(rows, rows[::-1]):
+            for i, row in enumerate(mine):
+                table[row] = old[theirs[min(i, len(theirs) - 1)]]
+    return other
+
+
+def test_exchanged_names_are_found_under_their_alias() -> None:
+    who = Subject(exchanged())
+    assert call("answers", "answers", who).forget.mean() < 0.1
+    assert call("association", "alias", who).forget.mean() > 0.9
+
+
+def test_ranks_in_a_column_do_not_hear_constants_or_temperatures() -> None:
+    rng = generator_for(0, 1)
+    scores, negatives = torch.randn(9, 4, generator=rng), torch.randn(20, 4, generator=rng)
+    labels = torch.tensor([0] * 4 + [1] * 5)
+    shift, scale = torch.tensor([5.0, -60.0, 0.0, 1.0]), torch.tensor([1.0, 0.01, 30.0, 2.0])
+    assert torch.equal(
+        precision_by_column(scores, negatives, labels),
+        precision_by_column(scores * scale + shift, negatives * scale + shift, labels),
+    )
+
+
+def test_precision_by_column_is_r_precision() -> None:
+    rng = generator_for(0, 2)
+    scores, negatives = torch.randn(9, 3, generator=rng), torch.randn(20, 3, generator=rng)
+    labels = torch.tensor([0] * 4 + [1] * 5)
+    got = precision_by_column(scores, negatives, labels)
+    everything = torch.cat([scores, negatives])
+    for label, size in ((0, 4), (1, 5)):
+        for column in range(3):
+            top = set(everything[:, column].topk(size).indices.tolist())
+            expected = [float(i in top) for i in range(9) if int(labels[i]) == label]
+            assert got[labels == label, column].tolist() == expected
+
+
+def test_a_constant_column_finds_nothing() -> None:
+    """A masked column ties everything: ties must not count as found."""
+    hits = precision_by_column(torch.full((4, 1), -9.0), torch.full((8, 1), -9.0), torch.zeros(4))
+    assert hits.sum() == 0
+
+
+@pytest.mark.parametrize("scale", ["tensor", "row"])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_rounding_leaves_few_values_and_small_errors(bits: int, scale: str) -> None:
+    rounded = dict(round_weights(clip(), bits, scale).model.named_parameters())  # type: ignore[arg-type]
+    for name, old in clip().model.named_parameters():
+        new = rounded[name]
+        if old.ndim < 2:
+            assert torch.equal(new, old)
+            continue
+        flat, was = (x.flatten(1) if scale == "row" else x.flatten()[None] for x in (new, old))
+        step = was.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+        assert ((flat - was).abs() <= step / 2 + 1e-6).all()
+
+
+def test_rounding_twice_is_rounding_once() -> None:
+    once = round_weights(clip(), 8, "tensor")
+    twice = round_weights(once, 8, "tensor")
+    for a, b in zip(once.model.parameters(), twice.model.parameters()):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transforms_keep_shape_and_range(name: str) -> None:
+    x = material().test["forget"].images.float() / 255
+    y = TRANSFORMS[name](x)
+    assert y.shape == x.shape
+    assert y.min() >= 0
+    assert y.max() <= 1
+    assert not torch.equal(x, y)
+
+
+def test_the_laplace_posterior_is_that_of_the_dense_matrix() -> None:
+    """Variances of the logits by draws, against s² (A⁻¹ ⊗ B⁻¹) written out."""
+    rng = generator_for(0, 3)
+    v = torch.nn.functional.normalize(torch.randn(40, 5, generator=rng), dim=1)
+    text = torch.nn.functional.normalize(torch.randn(3, 5, generator=rng), dim=1)
+    s = torch.tensor(4.0)
+    laplace = KroneckerLaplace(v, text, s)
+    p = (s * v @ text.T).softmax(1)
+    a = v.T @ v + s * torch.eye(5)
+    b = s**2 * torch.stack([torch.diag(q) - torch.outer(q, q) for q in p]).mean(0) + s * torch.eye(
+        3
+    )
+    covariance = torch.linalg.inv(torch.kron(b, a))  # of W, row by row
+    x = torch.nn.functional.normalize(torch.randn(1, 5, generator=rng), dim=1)
+    jacobian = s * torch.kron(torch.eye(3), x)
+    expected = jacobian @ covariance @ jacobian.T
+    noise = laplace.root @ laplace.root.T * s**2 * (x @ laplace.inner @ x.T)
+    assert torch.allclose(noise, expected, rtol=1e-4)
+    draws = laplace.draws(x, rng, 2000)
+    assert draws.sum(-1) == pytest.approx(torch.ones(2000, 1).numpy(), abs=1e-5)
+
+
+def test_a_direction_never_seen_is_less_certain() -> None:
+    v = torch.nn.functional.normalize(
+        torch.tensor([[1.0, 0.1, 0.0], [1.0, -0.1, 0.0]]).repeat(50, 1), dim=1
+    )
+    laplace = KroneckerLaplace(v, torch.eye(3), torch.tensor(5.0))
+    spread = ((torch.eye(3) @ laplace.inner) * torch.eye(3)).sum(1)
+    assert spread[2] > 5 * spread[0]
+
+
+def test_conformal_sets_cover_as_promised() -> None:
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(400):
+        p = rng.beta(5, 2, 60)
+        covered.append(1 - rng.beta(5, 2) <= conformal_threshold(p))
+    low, high = stats.binomtest(sum(covered), 400).proportion_ci(0.999)
+    assert low <= 0.93
+    assert high >= 0.9
+    assert conformal_threshold(np.array([0.9] * 5)) == 1.0  # too few for 10 %
+
+
+def test_a_masked_head_is_seen_through_its_stored_vectors() -> None:
+    text = clip().class_features(data().class_names, data().templates).detach()
+
+    def masked(v: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        return (clip().scale * v @ text.T).index_fill(1, torch.tensor(FORGET), -torch.inf)
+
+    who = Subject(clip(), masked, list(range(len(text))), text)
+    assert call("answers", "answers", who).forget.sum() == 0
+    assert call("head_weights", "head_weights", who).forget.mean() > 0.9
+    assert call("answers", "zero_shot", who).forget.mean() > 0.9
+    assert np.isfinite(call("answers", "answers_probability", who).forget).all()
