@@ -11,25 +11,21 @@ from torch import Tensor, nn
 
 from clapforget.clip import Clip
 from clapforget.errors import UserError
-from clapforget.features import FeatureCache
 from clapforget.posterior import ClassWeights, OnePassHead, Predictive, Stage
 from clapforget.posterior.pyro_form import elbo_loss
 from clapforget.posterior.terms import regularisers
 from clapforget.posterior.trained import TrainedHead
 from clapforget.posterior.weights import TopLatent
 from clapforget.prompts import PromptSettings
-from clapforget.seeding import generator_for
+from clapforget.strategies.batches import FeatureBatches, experience_labels
 from clapforget.strategies.buffer import UncertaintyBuffer, experience_samples
-from clapforget.strategies.loader import FeatureLoader, ImageLoader
 from clapforget.strategies.model import ClapModel
-from clapforget.strategies.seen import PromptedFeatures
-from clapforget.strategies.template import UnlearningTemplate
 from clapforget.strategies.training import TrainSettings, warm_up_and_cosine
 
 __all__ = ["ClapLearning", "experience_labels"]
 
 
-class ClapLearning(UnlearningTemplate):
+class ClapLearning(FeatureBatches):
     """Learn experiences on cached features of a frozen CLIP, with an exemplar memory.
 
     With the variational posterior (Jha et al., NeurIPS 2024) stage 1 trains attention and the
@@ -76,44 +72,8 @@ class ClapLearning(UnlearningTemplate):
             eval_every=eval_every,
             peval_mode=peval_mode,
         )
-        self.memory = UncertaintyBuffer(2000, "coverage", seed) if memory is None else memory
-        self.seed = seed
-        self.cache = FeatureCache(self.model.clip)
-        """Features of CLIP as it is."""
-        self.seen = PromptedFeatures(self.model, self.cache)
-        """Features as the head reads them."""
-        self.memory_views = torch.zeros(0, 1, self.model.clip.width, device=self.device)
+        self._open(memory, seed)
         self.stage: Stage = "newest"
-
-    # ---- features --------------------------------------------------------------------------
-    def views(self, experience: Any) -> Tensor:
-        """Features of an experience's samples [n, V, d]; V = 2 where mirrored images count too.
-
-        Experiences without ``data`` (other benchmarks') are encoded as they come, uncached.
-        """
-        data = getattr(experience, "data", None)
-        if data is None:
-            images = experience_samples(experience)[0]
-            with torch.no_grad():
-                parts = [self.model.encode_image(part) for part in images.split(256)]
-            return torch.cat(parts)[:, None]
-        probe = experience.kind == "probe"
-        source = data.test if probe else data.train
-        rows = torch.tensor(list(experience.dataset.sample_id))
-        mirrored = [False] if probe or not data.flip else [False, True]
-        return torch.stack([self.seen(source, rows, m) for m in mirrored], 1)
-
-    def exemplar_predictive(self, experience: Any) -> Predictive:
-        """What the posterior says of an experience's samples: exemplars are chosen by it."""
-        return self.model.head.predict(self.views(experience)[:, 0])
-
-    def _remember(self, new: Tensor, ids: Tensor, old_ids: Tensor) -> None:
-        """Line up the memory's features with its exemplars, from old ones and new ones [n, V, d]."""
-        pool = torch.cat([self.memory_views, new]) if len(self.memory_views) else new
-        pool_ids = torch.cat([old_ids, ids])
-        match = self.memory.sample_ids[:, None] == pool_ids[None, :]
-        self.memory_views = pool[match.int().argmax(1).to(pool.device)]
-        self.model.head.guide(self.memory_views.flatten(0, 1))
 
     # ---- learning --------------------------------------------------------------------------
     def train(self, experiences: Any, eval_streams: Any = None, **kwargs: Any) -> Any:
@@ -125,27 +85,6 @@ class ClapLearning(UnlearningTemplate):
             return super().train(experiences, eval_streams, **kwargs)
         finally:
             torch.set_flush_denormal(flushing)
-
-    def make_train_dataloader(self, **kwargs: Any) -> None:
-        """Features, or images where a step of training changes their features."""
-        if self.model.prompt is not None and self.model.prompt.changes_images:
-            images, labels, _ = experience_samples(self.experience)
-            if len(self.memory):
-                images = torch.cat([self.memory.images, images])
-                labels = torch.cat([self.memory.labels, labels])
-            self.dataloader = self._image_loader(images, labels, 1)
-            return
-        views = self.views(self.experience)
-        labels = experience_labels(self.experience)
-        if len(self.memory_views):
-            views = torch.cat([self.memory_views, views])
-            labels = torch.cat([self.memory.labels, labels])
-        self.dataloader = FeatureLoader(views, labels, self.train_mb_size, self._generator(1))
-
-    def _image_loader(self, images: Tensor, labels: Tensor, purpose: int) -> ImageLoader:
-        flip = getattr(getattr(self.experience, "data", None), "flip", False)
-        rng = self._generator(purpose)
-        return ImageLoader(images.__getitem__, labels, self.train_mb_size, rng, flip)
 
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
         """A new adapter for the experience's classes; only what stage 1 trains is optimised. Of a
@@ -219,15 +158,6 @@ class ClapLearning(UnlearningTemplate):
             self._consolidate(**kwargs)
             self._settle_prompts()
 
-    def _settle_prompts(self) -> None:
-        """Word the classes, and encode the memory, by prompts as they are now."""
-        self.model.word()
-        if self.seen.refresh() and len(self.memory):
-            images = self.memory.images
-            mirrored = [images, images.flip(-1)][: self.memory_views.shape[1]]
-            with torch.no_grad():
-                self.memory_views = torch.stack([self.model.encode_image(m) for m in mirrored], 1)
-
     def _consolidate(self, **kwargs: Any) -> None:
         """Stage 2: all adapters, on the memory alone."""
         head, s = self.model.head, self.training_settings
@@ -242,14 +172,6 @@ class ClapLearning(UnlearningTemplate):
                 self.training_epoch(**kwargs)
                 self._after_training_epoch(**kwargs)
             head.requires_grad_(False)
-
-    def _memory_loader(self) -> Any:
-        """Of exemplars: features, or images where this stage still changes their features."""
-        prompt, memory = self.model.prompt, self.memory
-        if prompt is not None and prompt.changes_images and next(prompt.parameters()).requires_grad:
-            return self._image_loader(memory.images, memory.labels, 4)
-        size = self.training_settings.batch_size
-        return FeatureLoader(self.memory_views, memory.labels, size, self._generator(4))
 
     def _select(self, experience: Any, samples: tuple[Tensor, Tensor, Tensor]) -> None:
         new = self.views(experience)
@@ -312,15 +234,6 @@ class ClapLearning(UnlearningTemplate):
         self.optimizer.step()
         self.schedule.step()
 
-    def make_eval_dataloader(self, **kwargs: Any) -> None:
-        data = getattr(self.experience, "data", None)
-        if data is not None:
-            self.model.describe(data.class_names, data.templates)
-        labels = experience_labels(self.experience)
-        self.dataloader = FeatureLoader(
-            self.views(self.experience)[:, :1], labels, self.eval_mb_size
-        )
-
     def _train_cleanup(self) -> None:
         super()._train_cleanup()
         self.mb_features = self.mb_logits = None
@@ -337,16 +250,3 @@ class ClapLearning(UnlearningTemplate):
 
     def load_extra_state(self, state: dict[str, Tensor]) -> None:
         """Take back what :meth:`extra_state` gave; CLIP, head and memory are there already."""
-
-    # ---- randomness ------------------------------------------------------------------------
-    def _seed_now(self) -> int:
-        return self.seed * 1_000_003 + self.clock.train_exp_counter
-
-    def _generator(self, purpose: int) -> torch.Generator:
-        """A generator for one purpose in the current experience: resuming needs no saved state."""
-        return generator_for(self.seed, self.clock.train_exp_counter, purpose)
-
-
-def experience_labels(experience: Any) -> Tensor:
-    """Labels of an experience's samples, [n]."""
-    return torch.tensor([int(y) for y in experience.dataset.targets])
