@@ -38,6 +38,8 @@ from clapforget.verify.statistics import mean
 
 __all__ = ["MUST_HOLD", "compare", "markdown", "measure"]
 
+TWIN = "the twin, relearning from other images"
+"""A row: how far a twin is from itself, which is what chance does to relearning and gap."""
 MUST_HOLD = {
     "forget": 0.01, "captioned": 0.01, "retain": 0.02, "neighbours": 0.02, "bystanders": 0.01,
     "cosine": 0.10, "relearning": 0.10, "retrieval": 0.02, "seconds": 0.02,
@@ -47,21 +49,24 @@ MUST_HOLD = {
 
 def measure(
     seeds: Sequence[int], twins: Path, methods: Sequence[str] = (),
-    say: Callable[[str], None] = lambda line: None, progress: bool = True,
+    say: Callable[[str], None] = lambda line: None, progress: bool = True, draws: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
     """All figures, as plain values.
 
     :param seeds: of the requests. :param twins: folder of the trained twins; missing ones are
         trained, which takes minutes each. :param methods: ``NAME`` or ``NAME:PRESET``; default: all.
+    :param draws: of images to relearn from; the curves are means over them.
     """
     base = load_clip("lab-tiny")
     whole = float(shipped_card("lab-tiny")["seconds"])
     requests: list[dict[str, Any]] = []
     rows: dict[str, list[dict[str, float]]] = {}
     for seed in seeds:
-        request = LabRequest(seed)
+        request = LabRequest(seed, draws)
         path = retrained_lab(base, request.forget, twins, progress)
-        before, twin = request.look(base), request.look(load_clip(str(path)))
+        other = load_clip(str(path))
+        before, twin = request.look(base), request.look(other)
+        rows.setdefault(TWIN, []).append(compare(before, request.look(other, True), twin, 1.0))
         looks: dict[str, dict[str, Any]] = {"before": asdict(before), "twin": asdict(twin)}
         for method in methods or FORGETTERS.names():
             began = time.perf_counter()
@@ -76,7 +81,7 @@ def measure(
             "seed": seed, "forget": request.forget, "memory": request.memory,
             "neighbours": request.neighbours, "looks": looks,
         })  # fmt: skip
-    return {"seeds": list(seeds), "table": _table(rows), "requests": requests}
+    return {"seeds": list(seeds), "draws": draws, "table": _table(rows), "requests": requests}
 
 
 def compare(before: Look, after: Look, twin: Look, seconds: float) -> dict[str, float]:
@@ -127,9 +132,10 @@ def markdown(found: dict[str, Any]) -> str:
     ]
     for method, cells in found["table"].items():
         shown = []
-        for name in names:
-            cell = cells[name]
+        for column in names:
+            cell = cells[column]
             text = f"{cell['mean']:.3f} ± {(cell['high'] - cell['low']) / 2:.3f}"
-            shown.append(f"**{text}**" if name in cells["fails"] else text)
-        lines.append(f"| `{method}` | " + " | ".join(shown) + " |")
+            shown.append(f"**{text}**" if column in cells["fails"] else text)
+        name = method if method == TWIN else f"`{method}`"
+        lines.append(f"| {name} | " + " | ".join(shown) + " |")
     return "\n".join(lines) + "\n"

@@ -71,11 +71,12 @@ class Look:
 class LabRequest:
     """One seeded request. Everything a method is not given comes from the lab's test split."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, draws: int = 1) -> None:
+        """:param draws: relearning is the mean curve over so many draws of images to relearn from."""
         known = sorted(lab.known_classes())
         order = torch.randperm(len(known), generator=generator_for(seed, 11)).tolist()
         learned = [known[i] for i in order[:_LEARNED]]
-        self.seed = seed
+        self.seed, self.draws = seed, draws
         self.forget = sorted(learned[: 1 + seed % 3])
         """Canonical ids."""
         self.memory = [c for c in learned if c not in self.forget]
@@ -103,8 +104,8 @@ class LabRequest:
         return Pairs(lab.draw(split, index, self.seed), names)
 
     @torch.no_grad()
-    def look(self, clip: Clip) -> Look:
-        """Measure a model."""
+    def look(self, clip: Clip, again: bool = False) -> Look:
+        """Measure a model. :param again: let it relearn from other images."""
         key = clip.fingerprint("image")
         if key not in self._features:
             given = self.task.forget.images
@@ -127,15 +128,20 @@ class LabRequest:
         return Look(
             *(of(right, part) for part in (self.forget, self.memory, self.neighbours, self.bystanders)),
             of(captioned, self.forget), of(cosines.gather(1, self._labels[:, None])[:, 0], self.forget),
-            sum(both) / 2, sum(hits) / len(hits), self._relearn(clip),
+            sum(both) / 2, sum(hits) / len(hits), self._curve(clip, again),
         )  # fmt: skip
 
+    def _curve(self, clip: Clip, again: bool) -> list[float]:
+        draws = range(again * self.draws, (again + 1) * self.draws)
+        return np.mean([self._relearn(clip, draw) for draw in draws], axis=0).tolist()
+
     @torch.enable_grad()
-    def _relearn(self, clip: Clip) -> list[float]:
+    def _relearn(self, clip: Clip, draw: int) -> list[float]:
         """Accuracy on forget test images by steps of relearning, in the template of each step."""
         now = clip.trainable_copy()
-        shots = self._pairs("train", self.forget, _FORGET + _SHOTS)
-        new = slice(_FORGET * len(self.forget), None)
+        first = _FORGET + draw * _SHOTS
+        shots = self._pairs("train", self.forget, first + _SHOTS)
+        new = slice(first * len(self.forget), None)
         images, names = shots.images[new], shots.names[new]
         position = {name: i for i, name in enumerate(lab.class_names())}
         target = torch.tensor([position[name] for name in names])
