@@ -311,6 +311,9 @@ def bench_forgetters(
     methods: Annotated[
         str, typer.Option(help="NAME or NAME:PRESET, comma-separated; default: all.")
     ] = "",
+    draws: Annotated[
+        int, typer.Option(min=1, help="Draws of images to relearn from, to average over.")
+    ] = 1,
     json_file: Json = None,
     markdown_file: Annotated[
         Path | None, typer.Option("--markdown", help="File to write the table to.")
@@ -321,7 +324,7 @@ def bench_forgetters(
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
     numbers = _order(seeds, "--seeds") or []
-    found = _measured(json_file, lambda: measure(numbers, twin_cache, names, say))
+    found = _measured(json_file, lambda: measure(numbers, twin_cache, names, say, True, draws))
     say(markdown(found))
     if markdown_file is not None:
         markdown_file.write_text(markdown(found))
@@ -334,12 +337,15 @@ def bench_verify(
         bool, typer.Option("--quick", help="Some cheap kinds, one seed, the quick level.")
     ] = False,
     seeds: Annotated[str, typer.Option(help="Which of the five, with commas between.")] = "",
+    level: Annotated[str, typer.Option(help="Of the verifier: quick or full.")] = "full",
 ) -> None:
     """Verifying: cases whose truth is known by construction, and how the verifier fares on them."""
     from clapforget.bench.verify import measure
 
+    if level not in ("quick", "full"):
+        raise UserError(f"unknown level {level!r}", "choose quick or full")
     chosen = _order(seeds) if seeds else None
-    _measured(json_file, lambda: measure(quick, say, chosen))
+    _measured(json_file, lambda: measure(quick, say, chosen, level))  # type: ignore[arg-type]
 
 
 def _measured(json_file: Path | None, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

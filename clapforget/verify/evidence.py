@@ -109,9 +109,12 @@ def _forget(before: Observation, after: Observation) -> list[Evidence]:
     if now.right is not None:
         value, interval = statistics.proportion(now.right)
         was = None if then.right is None else float(then.right.mean())
+        by_chance: tuple[float, statistics.Interval | None, str] = (0.0, None, "never asked for")
+        if unseen is not None and unseen.taken is not None:
+            by_chance = (*statistics.mean(unseen.taken), "unseen images taken for one of them")
         found.append(Evidence(
             "forget_accuracy", "forgotten classes, answered by the strategy", "behaviour", value, interval,
-            was, 0.0, None, "never asked for", "low", now.n,
+            was, *by_chance, "low", now.n,
         ))  # fmt: skip
     reference, reference_interval = (None, None)
     if unseen is not None:

@@ -55,6 +55,9 @@ class ViewObservation:
     right: np.ndarray | None = None
     """Whether the strategy names the class, among all classes it met; None if it met none of
     the view's."""
+    taken: np.ndarray | None = None
+    """Whether the strategy answers with a forgotten class, divided by how many of those it has met:
+    how often an image is taken for one of them."""
     scores: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -92,7 +95,9 @@ def observe(
     if head is not None and len(head.labels):
         nats = {int(c): float(v) for c, v in zip(head.labels, head.nats())}
     seen = {
-        name: _look(*features(classes), head, text, by_template, read and read(classes))
+        name: _look(
+            *features(classes), head, text, by_template, read and read(classes), views.forget
+        )
         for name, classes in views.items()
         if classes
     }
@@ -103,7 +108,7 @@ def observe(
 
 def _look(
     v: Tensor, labels: Tensor, head: Head | None, text: Tensor, by_template: Tensor,
-    read: Tensor | None,
+    read: Tensor | None, forget: Sequence[int],
 ) -> ViewObservation:  # fmt: skip
     labels = labels.to(v.device)
     similarity = v @ text.T
@@ -119,7 +124,10 @@ def _look(
     )
     if head is not None and len(head.labels) and len(v):
         predictive = head.predict(v if read is None else read)
+        answer = head.labels[predictive.probs.argmax(1)]
         if torch.isin(labels, head.labels).any():
-            view.right = (head.labels[predictive.probs.argmax(1)] == labels).cpu().numpy()
+            view.right = (answer == labels).cpu().numpy()
+        if met := head.met(list(forget)):
+            view.taken = torch.isin(answer, torch.tensor(met).to(answer)).cpu().numpy() / len(met)
         view.scores = {name: predictive.score(name).cpu().numpy() for name in SCORES}
     return view

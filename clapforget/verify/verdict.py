@@ -7,8 +7,10 @@ In this order; the first that fires decides:
    neighbours, bare CLIP's retained classes known from pretraining, neighbours or bystanders.
 2. **inconclusive**: fewer than ``minimum_images`` test images of the forgotten classes.
 3. **retained**: the system still answers: the interval of the forgotten classes' accuracy is
-   wholly above ``answer_margin``. The answer is the strategy's where it has a head, else CLIP's.
-4. **inconclusive**: that interval reaches across ``answer_margin``.
+   wholly above ``answer_margin``. The answer is the strategy's where it has a head, else CLIP's. To the
+   strategy's margin comes how often unseen images are taken for the class: where few classes were
+   met, an image that fits none must be answered by one of them, and that is no memory.
+4. **inconclusive**: that interval reaches across the margin.
 5. **suppressed**: gone from the answers, still inside: bare CLIP's accuracy (or with its best
    wording) is above the reference by more than ``answer_margin``, interval and all; or the matched
    cosine kept more than ``residue`` of its lead over the reference; or the forgotten classes'
@@ -78,7 +80,10 @@ def judge(evidence: list[Evidence], rules: Rules | None = None) -> Judgement:
             "inconclusive", "2: no test image of the forgotten classes", "no answers were observed"
         )
     low, high = answer.interval
-    answer.holds = high <= rules.answer_margin
+    allowed = rules.answer_margin
+    if answer.name == "forget_accuracy" and answer.reference_interval is not None:
+        allowed += answer.reference_interval[1]
+    answer.holds = high <= allowed
     hurt = [piece for piece, excess in damage if excess > 0]
     if hurt:
         worst = max(hurt, key=lambda piece: piece.drop or 0)
@@ -89,10 +94,10 @@ def judge(evidence: list[Evidence], rules: Rules | None = None) -> Judgement:
             "inconclusive", f"2: {answer.n} test images are too few", f"{need} more are needed"
         )
     shown = f"{answer.title}: {answer.value:.1%} [{low:.1%}, {high:.1%}]"
-    if low > rules.answer_margin:
-        return say("retained", f"3: it still answers above {rules.answer_margin:.0%}", shown)
-    if high > rules.answer_margin:
-        wanted = _images_needed(rules.answer_margin, answer.value)
+    if low > allowed:
+        return say("retained", f"3: it still answers above {allowed:.0%}", shown)
+    if high > allowed:
+        wanted = _images_needed(allowed, answer.value)
         return say(
             "inconclusive", "4: the interval reaches across the margin", f"{shown}; {wanted}"
         )
@@ -109,7 +114,7 @@ def judge(evidence: list[Evidence], rules: Rules | None = None) -> Judgement:
         (1 + excess / max(rules.damage_margin, 1e-9), _lost(piece)) for piece, excess in damage
     ]
     nearest += [(amount, _inside_text(piece)) for piece, amount in inside]
-    nearest.append((high / rules.answer_margin, shown))
+    nearest.append((high / allowed, shown))
     return say(
         "forgotten", "7: gone from the answers and from what was looked at inside", max(nearest)[1]
     )

@@ -54,6 +54,9 @@ def verdict(changes: dict[str, dict[str, Any] | None], rules: Rules | None = Non
 HURT = {"drop": 0.10, "drop_interval": (0.06, 0.14)}
 TABLE: list[tuple[str, dict[str, dict[str, Any] | None], tuple[str, str]]] = [
     ("all is well", {}, ("forgotten", "7")),
+    # by exclusion among few columns: unseen images are taken for the class as often
+    ("answered as often as unseen images are", {"forget_accuracy": {"value": 0.4, "interval": (0.3, 0.5), "reference": 0.38, "reference_interval": (0.34, 0.42)}}, ("forgotten", "7")),
+    ("answered more often than they", {"forget_accuracy": {"value": 0.7, "interval": (0.6, 0.8), "reference": 0.38, "reference_interval": (0.34, 0.42)}}, ("retained", "3")),
     # 1: damage
     *((f"{name} lost", {name: HURT}, ("damaged", "1")) for name in (
         "retain_accuracy", "neighbours_accuracy", "clip_known_accuracy",

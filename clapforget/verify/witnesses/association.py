@@ -24,7 +24,7 @@ def association(subject: Subject, m: Material, seed: int) -> list[Reading]:
     found = [
         read("matched_cosine", "cosine of forgotten images with their own name", "clip", m,
              lambda part: _own(subject.zero_shot(part, m.names, m.templates), part), share=False,
-             margin=0.5, minimum_lead=0.05),
+             margin=0.6, minimum_lead=0.05),
         read("retrieval", "images found by their own name, zero-shot", "clip", m,
              lambda part: _own(_precision(subject.bare(), m, part), part), margin=0.5),
         read("alias", "images found by another name that is not kept", "attack", m,
