@@ -4,6 +4,7 @@ To add a named scenario is to add a module with a loader under the decorator
 :func:`clapforget.scenarios.registry.scenario`.
 """
 
+from clapforget.scenarios.captions_data import captioned
 from clapforget.scenarios.cifar100_data import cifar100
 from clapforget.scenarios.data import ImageData, LabelledImages, TensorImages
 from clapforget.scenarios.experiences import ForgetExperience, LearnExperience, ProbeExperience
@@ -37,6 +38,7 @@ __all__ = [
     "ScenarioSpec",
     "TensorImages",
     "build_scenario",
+    "captioned",
     "check_requests",
     "cifar100",
     "folder",

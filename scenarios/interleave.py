@@ -199,7 +199,8 @@ def avalanche_dataset(images: LabelledImages, sample_ids: Sequence[int] | None =
 
 
 def _check_images(data: ImageData, requests: Sequence[Request]) -> None:
-    named = torch.tensor(sorted({label for request in requests for label in request.classes}))
+    labels = sorted({label for request in requests for label in request.classes})
+    named = torch.tensor(labels, dtype=torch.long)
     data.check_labels(named.tolist(), "the requests")
     for images in (data.train, data.test):
         counts = torch.bincount(images.targets, minlength=data.num_classes)

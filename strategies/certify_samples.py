@@ -12,12 +12,14 @@ from torch import Tensor
 from clapforget.strategies.certify import Certifier, request_views
 from clapforget.strategies.refit import refit_evidence
 from clapforget.verify import Certificate, Observation, Views, observe
+from clapforget.verify.observe import ViewObservation
 from clapforget.verify.samples import judge_samples, sample_evidence
 from clapforget.verify.verdict import Judgement
 
 __all__ = ["SampleCertifier"]
 
 
+_STRANGERS = 500  # captions of other test images, beside which matching pairs are seen
 _KEPT = ("retain", "neighbours", "bystanders")
 
 
@@ -61,6 +63,8 @@ class SampleCertifier(Certifier):
                 lambda classes: model.encode_image(data.train.images(rows)),
             )  # fmt: skip
             seen.views = {**own.views, **seen.views}
+        if experience.request.pairs and (pairs := _look_at_pairs(strategy, experience)):
+            seen.views["pairs"] = pairs
         self._seen_hashes.append(self._hashes(strategy))
         return seen
 
@@ -85,6 +89,27 @@ class SampleCertifier(Certifier):
             strategy, experience, before, after, sample_ids, forgetting, evidence, judgement, names,
             "test images of the samples' classes", _words(names, len(sample_ids), judgement),
         )  # fmt: skip
+
+
+@torch.no_grad()
+def _look_at_pairs(strategy: Any, experience: Any) -> ViewObservation | None:
+    """Test images with a matching caption, each with its first one; None with fewer than two,
+    or if every test image matches."""
+    data, clip, matches = experience.data, strategy.model.clip, experience.request.matches
+    rows = data.rows_with_caption("test", matches)
+    if len(rows) < 2:
+        return None
+    texts = [next(filter(matches, own)) for own in data.captions_of("test", rows)]
+    v, t = strategy.cache(data.test, rows), clip.encode_text(texts)
+    similarity = v @ t.T
+    everything = data.captions_of("test", torch.arange(len(data.test)))
+    strangers = [own[0] for own in everything if not any(map(matches, own))][:_STRANGERS]
+    if not strangers:
+        return None
+    unmatched = (v @ clip.encode_text(strangers).T).mean(1)
+    right = (similarity.argmax(1) == torch.arange(len(rows), device=v.device)).cpu().numpy()
+    matched = similarity.diagonal().cpu().numpy()
+    return ViewObservation(len(rows), right, right[:, None], matched, unmatched.cpu().numpy())
 
 
 def _words(names: Sequence[str], samples: int, judgement: Judgement) -> str:

@@ -14,15 +14,14 @@ from avalanche.training.plugins.evaluation import default_evaluator
 from torch import Tensor
 
 from clapforget.clip import Clip
-from clapforget.errors import UserError
 from clapforget.posterior import Change, Head
 from clapforget.posterior.forgetting import PosteriorForgetting
 from clapforget.prompts import PromptSettings
 from clapforget.strategies.buffer import UncertaintyBuffer
 from clapforget.strategies.certify import Certifier
 from clapforget.strategies.forget_task import class_task, pair_task
-from clapforget.strategies.learning import ClapLearning
 from clapforget.strategies.registry import StrategyOptions
+from clapforget.strategies.request_learning import RequestLearning, sample_rows
 from clapforget.strategies.training import TrainSettings
 from clapforget.unlearn.base import Forgetter, Pairs, Unlearned, make_forgetter
 from clapforget.verify.certificate import Certificate
@@ -30,7 +29,7 @@ from clapforget.verify.certificate import Certificate
 __all__ = ["ClapForget", "build_clap_forget"]
 
 
-class ClapForget(ClapLearning):
+class ClapForget(RequestLearning):
     """A Bayesian text head on a frozen CLIP to learn, a forgetter on CLIP and head to forget.
 
     Learning: see :class:`~clapforget.strategies.learning.ClapLearning`.
@@ -101,39 +100,6 @@ class ClapForget(ClapLearning):
         """The seed of what is random in the current request."""
         return self._seed_now()
 
-    def _before_training_exp(self, **kwargs: Any) -> None:
-        """What comes online is seen once."""
-        online = getattr(self.experience, "parts", 1) > 1
-        self.train_epochs = 1 if online else self.training_settings.epochs
-        super()._before_training_exp(**kwargs)
-
-    def _learn(self, experience: Any, eval_streams: Any, **kwargs: Any) -> None:
-        """What is learned for now must be taken back exactly one day, and what is kept for good after
-        all is taken back first, so that it counts once.
-
-        :raises UserError: for a request to learn for now, and a head that can't take it back exactly.
-        """
-        head = self.model.head
-        if getattr(experience, "for_now", False) and head.keeps_of_samples:
-            raise UserError(
-                f"{type(head).__name__} cannot learn for now: what it learns cannot be taken back "
-                f"exactly, it keeps {head.keeps_of_samples}", "use --strategy exact"
-            )  # fmt: skip
-        if promoted := getattr(experience, "promoted", ()):
-            rows = _rows(experience)
-            rows = rows[torch.isin(experience.data.train.targets[rows], torch.tensor(promoted))]
-            v = self.views(experience)[torch.isin(_rows(experience), rows).to(self.device)]
-            change = self._change([], experience.data, rows, v, v, self.memory_views)
-            head.forget_samples(change, None, self.posterior_forgetting, self._generator(6))
-        super()._learn(experience, eval_streams, **kwargs)
-
-    def _select(self, experience: Any, samples: tuple[Tensor, Tensor, Tensor]) -> None:
-        """What is learned for now leaves no exemplar, so that it costs no other class any. Exemplars
-        of other classes that are chosen meanwhile by a score of the posterior are chosen by one that
-        knows it: only scores of features (coverage, herding) do without."""
-        if not getattr(experience, "for_now", False):
-            super()._select(experience, samples)
-
     def forget(self, experience: Any) -> None:
         """Carry out a forget request on memory, CLIP and posterior; then certify it."""
         began = time.monotonic()
@@ -152,7 +118,7 @@ class ClapForget(ClapLearning):
         self.last_forgetting = notes
         if certifier and before is not None:
             seen = certifier.observe(self, experience, memory_classes)
-            rows = _rows(experience)
+            rows = sample_rows(experience)
             self.certificates.append(certifier.certify(self, experience, before, seen, rows, notes))
 
     def _certifier_for(self, experience: Any) -> Certifier | None:
@@ -165,7 +131,7 @@ class ClapForget(ClapLearning):
         data, labels = experience.data, list(experience.fresh_classes)
         by_sample = experience.by_sample
         held = self.model.head.hold()
-        rows = _rows(experience)
+        rows = sample_rows(experience)
         forget_before = self.views(experience)
         self.drop_exemplars(labels, rows.tolist())
         clip, result = self.model.clip, Unlearned(self.model.clip)
@@ -206,17 +172,6 @@ class ClapForget(ClapLearning):
             **self._scope(experience),
         }  # fmt: skip
 
-    def _change(
-        self, labels: list[int], data: Any, rows: Tensor, before: Tensor, after: Tensor,
-        memory_before: Tensor,
-    ) -> Change:  # fmt: skip
-        """A request as the head sees it. :param rows: of the train images to forget."""
-        return Change(
-            labels, before, data.train.targets[rows].to(self.device), rows.to(self.device), after,
-            memory_before, self.memory_views, self.memory.labels.to(self.device), self.cache.tower,
-            self.memory.sample_ids.to(self.device),
-        )  # fmt: skip
-
     def _only_learned_for_now(self, experience: Any) -> list[int]:
         """Classes that were learned for now and that pretraining does not know: of them there is
         nothing in CLIP, which was frozen meanwhile, and nothing in the memory."""
@@ -241,23 +196,11 @@ class ClapForget(ClapLearning):
                 scope["not_removed"] = self.model.head.keeps_of_samples
         return scope
 
-    def drop_exemplars(self, labels: Sequence[int], sample_ids: Sequence[int]) -> None:
-        """Delete exemplars by class and by sample id, and their features."""
-        kept = ~torch.isin(self.memory.labels, torch.tensor(labels, dtype=torch.long))
-        kept &= ~torch.isin(self.memory.sample_ids, torch.tensor(sample_ids, dtype=torch.long))
-        self.memory.forget(labels, sample_ids)
-        self.memory_views = self.memory_views[kept.to(self.memory_views.device)]
-
     @torch.no_grad()
     def _encode(self, images: Tensor, flip: bool) -> Tensor:
         """Features of images by every view that counts, [n, V, d], by the CLIP of now."""
         views = [images] + ([images.flip(-1)] if flip else [])
         return torch.stack([self.model.encode_image(view) for view in views], 1)
-
-
-def _rows(experience: Any) -> Tensor:
-    """Ids of an experience's samples, [n]."""
-    return torch.tensor(list(experience.dataset.sample_id), dtype=torch.long)
 
 
 def _of_awake_classes(change: Change, head: Head) -> Change:

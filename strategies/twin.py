@@ -17,7 +17,7 @@ from clapforget.clip import Clip
 from clapforget.loading import load_clip, shipped_card
 from clapforget.pretrain import PretrainSettings, pretrain
 from clapforget.pretrain_data import LabSource
-from clapforget.scenarios import Learn, Request, Scenario
+from clapforget.scenarios import Forget, Learn, Request, Scenario
 from clapforget.strategies.measure import event_metrics, snapshot
 from clapforget.verify import Evidence, Observation, Views, observe, statistics
 
@@ -37,10 +37,13 @@ class TwinResult:
 
 
 def twin_requests(requests: list[Request], forgotten: set[int]) -> list[Request]:
-    """The Learn requests without the classes that are forgotten at the end of the stream."""
+    """The Learn requests without the classes that are forgotten at the end of the stream.
+
+    Before them stand the requests by sample and by pair, so that nothing they name is ever learned.
+    """
     kept = [[c for c in r.classes if c not in forgotten] for r in requests if isinstance(r, Learn)]
     learned: set[int] = set()
-    result: list[Request] = []
+    result: list[Request] = [r for r in requests if isinstance(r, Forget) and not r.classes]
     for classes in kept:
         fresh = [c for c in classes if c not in learned]  # learned again after a forget: once
         learned |= set(fresh)
@@ -104,7 +107,7 @@ def compare_with_twin(
     for experience in life.benchmark().train_stream:
         twin.train(experience, eval_streams=[])
     data = scenario.data
-    tasks = [list(r.classes) for r in life.requests]
+    tasks = [list(r.classes) for r in life.requests if isinstance(r, Learn)]
     numbers = {}
     for name, strategy in (("twin", twin), ("ours", ours)):
         seen = snapshot(strategy, data, retained)
@@ -113,7 +116,10 @@ def compare_with_twin(
         key: None if own is None or other is None else round(own - other, 6)
         for (key, own), other in zip(numbers["ours"].items(), numbers["twin"].values())
     }
-    evidence = [_evidence(ours, twin, tuple(classes), tuple(retained), data) for classes in forgets]
+    evidence = [
+        _evidence(ours, twin, tuple(classes), tuple(retained), data) if classes else []
+        for classes in forgets  # of a request by samples there is none: its classes stay
+    ]
     summary = {"backbone": backbone, **difference, "of_the_twin": numbers["twin"]}
     return TwinResult(summary, evidence, backbone)
 

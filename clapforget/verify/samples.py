@@ -64,13 +64,13 @@ def sample_evidence(before: Observation, after: Observation, seed: int = 0) -> l
                     was, 0.5, None, "indistinguishable", "equal", len(now[0]),
                 ))  # fmt: skip
     if "pairs" in after.views and "pairs" in before.views:
-        then, now = before.views["pairs"], after.views["pairs"]
-        value, interval = statistics.mean(now.matched_cosine)
-        reference, band = statistics.mean(now.unmatched_cosine)
+        earlier, later = before.views["pairs"], after.views["pairs"]
+        value, interval = statistics.mean(later.matched_cosine)
+        reference, band = statistics.mean(later.unmatched_cosine)
         found.append(Evidence(
             "pairs_cosine", "cosine of matching test images with their matching captions", "clip", value,
-            interval, float(then.matched_cosine.mean()), reference, band,
-            "the same images with captions of others", "equal", now.n,
+            interval, float(earlier.matched_cosine.mean()), reference, band,
+            "the same images with captions of others", "equal", later.n,
         ))  # fmt: skip
     kept = [
         Observation(

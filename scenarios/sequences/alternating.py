@@ -8,7 +8,9 @@ from clapforget.scenarios.sequences.base import Material, named_sequence
 __all__ = ["alternating"]
 
 
-@named_sequence("alternating-online", "alternating, in experiences of 50 samples seen once", online=50)
+@named_sequence(
+    "alternating-online", "alternating, in experiences of 50 samples seen once", online=50
+)
 @named_sequence("alternating", "after every task one of the classes learned so far is forgotten")
 def alternating(material: Material) -> list[Request]:
     """Learn a task, forget a class, and so on."""

@@ -1,0 +1,95 @@
+"""Images with captions in Flickr30K's layout, split by image."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from clapforget.errors import UserError
+from clapforget.scenarios.data import ImageData, Split
+from clapforget.scenarios.files import FileImages, image_size
+from clapforget.seeding import generator_for
+
+__all__ = ["CAPTION_FILES", "captioned"]
+
+CAPTION_FILES = ("results_20130124.token", "results.csv")
+_FOLDERS = ("flickr30k-images", "flickr30k_images", "images", "")
+_LAYOUT = "lay it out as Flickr30K: results_20130124.token or results.csv beside a folder of images"
+
+
+def captioned(
+    path: str | Path, size: int = 224, test_part: float = 0.3, seed: int = 0
+) -> ImageData:
+    """A data set of captions, which has no classes: everything is one class, called ``photo``.
+
+    Whole images go to train or test with all their captions: no caption of a train image is in test
+    unless another image has the same one.
+
+    :param path: a folder that holds ``results_20130124.token`` (``NAME.jpg#0<TAB>caption``) or
+        ``results.csv`` (``NAME.jpg| 0| caption`` with a first line of titles), and the images beside it
+        or in ``flickr30k-images``, ``flickr30k_images`` or ``images``.
+    :param size: side of the images, in pixels. :param test_part: of the images, above 0 and below 1.
+    :param seed: of the split.
+    :raises UserError: for another layout, a line that is none, or an image that is missing.
+    """
+    root = Path(path).expanduser()
+    if not 0 < test_part < 1:
+        raise UserError(f"a test part of {test_part}", "give a part between 0 and 1")
+    file = next((root / name for name in CAPTION_FILES if (root / name).is_file()), None)
+    if file is None:
+        raise UserError(f"{root} holds no captions ({' or '.join(CAPTION_FILES)})", _LAYOUT)
+    captions: dict[str, list[str]] = {}
+    for name, caption in _lines(file):
+        captions.setdefault(name, []).append(caption)
+    names = sorted(captions)
+    if len(names) < 2:
+        raise UserError(f"{file} describes {len(names)} images", "give two or more")
+    paths = [_find(root, name) for name in names]
+    order = torch.randperm(len(names), generator=generator_for(seed, 41))
+    cut = min(max(1, round(len(names) * test_part)), len(names) - 1)
+    rows = {"test": order[:cut].sort().values.tolist(), "train": order[cut:].sort().values.tolist()}
+    said = {split: [tuple(captions[names[i]]) for i in rows[split]] for split in rows}
+    train, test = (
+        FileImages([paths[i] for i in rows[split]], [0] * len(rows[split]), split, size)
+        for split in ("train", "test")
+    )
+    return ImageData(
+        name=root.resolve().name, class_names=("photo",), train=train, test=test,
+        templates=("a {}",), captions=partial(_captions, said),
+    )  # fmt: skip
+
+
+def _captions(
+    said: dict[str, Sequence[tuple[str, ...]]], split: Split, rows: Tensor
+) -> list[tuple[str, ...]]:
+    return [said[split][row] for row in rows.tolist()]
+
+
+def _lines(file: Path) -> Iterator[tuple[str, str]]:
+    """Image name and caption of each line; captions may be empty nowhere."""
+    with file.open(encoding="utf-8", newline="") as stream:
+        token = file.suffix == ".token"
+        reader = csv.reader(stream, delimiter="\t" if token else "|", quoting=csv.QUOTE_NONE)
+        for number, cells in enumerate(reader, start=1):
+            if not cells or (number == 1 and not token):
+                continue
+            name = cells[0].strip().rpartition("#")[0] if token else cells[0].strip()
+            caption = " ".join(cells[1 if token else 2 :]).strip()
+            if not name or not caption:
+                raise UserError(f"{file}, line {number}, is no image and caption", _LAYOUT)
+            yield name, caption
+
+
+def _find(root: Path, name: str) -> Path:
+    for folder in _FOLDERS:
+        if (root / folder / name).is_file():
+            image_size(
+                root / folder / name
+            )  # find what is no image now, not in the middle of a run
+            return root / folder / name
+    raise UserError(f"{root} has no image {name}, which its captions describe", _LAYOUT)
