@@ -338,13 +338,20 @@ def bench_verify(
     ] = False,
     seeds: Annotated[str, typer.Option(help="Which of the five, with commas between.")] = "",
     level: Annotated[str, typer.Option(help="Of the verifier: quick or full.")] = "full",
+    methods: Annotated[
+        bool, typer.Option("--methods", help="Instead: every forgetter before the verifier.")
+    ] = False,
 ) -> None:
     """Verifying: cases whose truth is known by construction, and how the verifier fares on them."""
     from clapforget.bench.verify import measure
+    from clapforget.bench.verify_methods import measure_methods
 
     if level not in ("quick", "full"):
         raise UserError(f"unknown level {level!r}", "choose quick or full")
     chosen = _order(seeds) if seeds else None
+    if methods:
+        _measured(json_file, lambda: measure_methods(level, say))  # type: ignore[arg-type]
+        return
     _measured(json_file, lambda: measure(quick, say, chosen, level))  # type: ignore[arg-type]
 
 

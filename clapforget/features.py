@@ -50,9 +50,13 @@ class FeatureCache:
         changed = tower != self.tower
         self.clip, self.tower = clip, tower
         if changed:
-            self._features.clear()
-            self._filled.clear()
+            self._features, self._filled = {}, {}
         return changed
+
+    def share(self, other: FeatureCache) -> None:
+        """Use and fill the features of another cache of the same image tower, until it changes."""
+        assert other.tower == self.tower
+        self._features, self._filled = other._features, other._filled
 
     @torch.no_grad()
     def __call__(self, source: ImageSource, rows: Tensor, mirrored: bool = False) -> Tensor:

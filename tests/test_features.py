@@ -106,3 +106,17 @@ def test_another_image_tower_drops_them_all(cache: FeatureCache) -> None:
 def test_nothing_remembers_a_graph(lab_clip: Clip) -> None:
     cache = FeatureCache(lab_clip.trainable_copy())
     assert not cache(Drawn(), torch.arange(2)).requires_grad
+
+
+def test_caches_of_one_tower_can_share_until_it_changes(cache: FeatureCache) -> None:
+    source, rows = Drawn(), torch.arange(4)
+    other = FeatureCache(cache.clip)
+    other.share(cache)
+    first = other(source, rows)
+    assert torch.equal(cache(source, rows), first) and source.read.sum() == 4
+    changed = copy.deepcopy(cache.clip)
+    with torch.no_grad():
+        next(changed.model.visual.parameters()).mul_(1.5)
+    assert other.use(changed)
+    other(source, rows)
+    assert torch.equal(cache(source, rows), first) and source.read.sum() == 8

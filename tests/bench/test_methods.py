@@ -1,0 +1,76 @@
+"""The table of learning methods: what is asked for, what is learned from, what is averaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+from typer.testing import CliRunner
+
+from clapforget import UserError
+from clapforget.bench.methods import MEASURES, _table, few_images, markdown, measure, parse_method
+from clapforget.cli import app
+from clapforget.scenarios import build_scenario
+
+
+def test_a_method_is_a_strategy_and_its_settings() -> None:
+    assert parse_method("exact") == ("exact", [])
+    text = "clapforget:released, training.epochs=1,clap.tokens=true"
+    assert parse_method(text) == ("clapforget:released", ["training.epochs=1", "clap.tokens=true"])
+
+
+def test_few_images_are_the_same_pixels_whatever_the_order_of_classes() -> None:
+    """Drawn with the seed by canonical class."""
+    one, other = (
+        few_images(3, seed=5)(build_scenario("lab-smoke", class_order=order))
+        for order in (list(range(100)), list(range(99, -1, -1)))
+    )
+    for scenario in (one, other):
+        assert torch.bincount(scenario.data.train.targets, minlength=100).eq(3).all()
+    assert one.data.train.fingerprint == other.data.train.fingerprint
+    assert torch.equal(one.data.train.targets, 99 - other.data.train.targets)
+    another = few_images(3, seed=6)(build_scenario("lab-smoke", class_order=list(range(100))))
+    assert another.data.train.fingerprint != one.data.train.fingerprint
+    assert another.data.test.fingerprint == one.data.test.fingerprint
+
+
+def test_intervals_are_students_and_differences_are_paired() -> None:
+    def rows(*last: float) -> list[dict[str, float]]:
+        return [dict.fromkeys(MEASURES, 0.5) | {"last_accuracy": x} for x in last]
+
+    table = _table({"a": rows(0.5, 0.7, 0.6), "b": rows(0.4, 0.6, 0.5)}, "b")
+    cell = table["a"]["last_accuracy"]["value"]
+    low, high = stats.ttest_1samp([0.5, 0.7, 0.6], 0).confidence_interval()
+    assert (cell["low"], cell["high"]) == pytest.approx((low, high), abs=1e-5)
+    gap = table["a"]["last_accuracy"]["difference"]
+    assert (gap["low"], gap["mean"], gap["high"]) == pytest.approx((0.1, 0.1, 0.1))
+    text = markdown({"table": table, "seeds": [0, 1, 2], "reference": "b"})
+    assert text.index("`a`") < text.index("`b`") and "0.600 ± 0.248" in text and "+0.100" in text
+
+
+def test_a_method_that_cannot_run_stops_before_any_runs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no strategy|unknown"):
+        measure("lab-smoke", ["zero-shot", "rainpac"], [0], tmp_path)
+    with pytest.raises(UserError, match="reference"):
+        measure("lab-smoke", ["zero-shot"], [0], tmp_path, reference="exact")
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_are_kept_and_not_repeated(tmp_path: Path) -> None:
+    command = ["bench", "methods", "lab-smoke", "--method", "nearest-mean", "--method", "zero-shot"]
+    command += ["--seeds", "0", "--per-class", "4", "--out", str(tmp_path / "runs")]
+    said = CliRunner().invoke(app, [*command, "--json", str(tmp_path / "one.json")])
+    assert said.exit_code == 0, said.output
+    found = json.loads((tmp_path / "one.json").read_text())
+    better = found["table"]["nearest-mean"]["last_accuracy"]
+    assert better["value"]["mean"] > 0.6 and better["difference"]["mean"] > 0.1
+    summaries = sorted((tmp_path / "runs").glob("*/summary.json"))
+    assert [p.parent.name for p in summaries] == ["nearest-mean-0", "zero-shot-0"]
+    times = [p.stat().st_mtime_ns for p in summaries]
+    said = CliRunner().invoke(app, [*command, "--json", str(tmp_path / "two.json")])
+    assert said.exit_code == 0, said.output
+    assert times == [p.stat().st_mtime_ns for p in summaries]
+    assert json.loads((tmp_path / "two.json").read_text()) == found
