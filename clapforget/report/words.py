@@ -23,6 +23,8 @@ GROUPS = {
     "behaviour": "Behaviour of the strategy",
     "clip": "The bare CLIP model",
     "posterior": "The posterior as witness",
+    "visual": "What the image tower still knows",
+    "attack": "Attacks",
     "head": "The head beside a refitted one",
     "twin": "Beside the twin",
 }

@@ -29,6 +29,12 @@ class Examination:
     claim: Claim
     readings: dict[str, list[Reading]] = field(default_factory=dict, repr=False)
     """Of ``before``, ``after`` and ``twin``: a number an image."""
+    kept_surety: float = 1.0
+    """Probability of the right class on retained images, after over before."""
+
+    def judge(self, claim: Claim) -> Judgement:
+        """The same evidence under another claim."""
+        return decide(self.evidence, claim, self.kept_surety, not_tested=self.judgement.not_tested)
 
 
 def readings(
@@ -80,20 +86,19 @@ def examine(
     reference = readings(twin, m, level, seed) if twin is not None else []
     evidence = weigh(old, new, reference) + kept_evidence(before, after, m)
     surety = kept_probability(after, m) / max(kept_probability(before, m), 1e-9)
-    judgement = decide(evidence, claim, surety, not_tested=not_tested(m, level, twin is not None))
+    judgement = decide(evidence, claim, surety, not_tested=not_tested(m, level))
     return Examination(judgement, evidence, time.monotonic() - began, level, claim,
-                       {"before": old, "after": new, "twin": reference})  # fmt: skip
+                       {"before": old, "after": new, "twin": reference}, surety)  # fmt: skip
 
 
-def not_tested(m: Material, level: Level, twin: bool) -> list[str]:
+def not_tested(m: Material, level: Level) -> list[str]:
     """What an examination leaves out, and why."""
     left = []
     if level == "quick":
         left.append("relearning, fine-tuning on retained data, learned prompts (level full does)")
-    if m.members is None:
-        left.append("membership of single images: not said on which images the model was trained")
-    elif not twin:
-        left.append("membership of single images: needs a twin as the model that never saw them")
+    left.append(
+        "membership of single images: needs to be known on which images the model before was trained"
+    )
     if not m.neighbours:
         left.append("neighbours: the data set names none")
     if not m.unseen:

@@ -60,10 +60,6 @@ class Material:
     """Test images of ``forget``, ``retain`` (bystanders among them) and ``unseen``."""
     shots: Mapping[str, Part] = field(default_factory=dict)
     """Attack images by the same names."""
-    members: Part | None = None
-    """Images of the forgotten classes on which the model before was trained, if that is known."""
-    never: tuple[int, ...] = ()
-    """Further classes whose names the model is not known to have kept: neither retained nor forgotten."""
 
     @property
     def kept(self) -> Tensor:
@@ -138,5 +134,4 @@ def material_from(
         tuple(c for c in retain if c in near),
         test={k: draw("test", c, sizes[k]) for k, c in parts.items() if len(c)},
         shots={k: draw("train", c, shots if k != "retain" else 10) for k, c in parts.items() if len(c)},
-        never=tuple(c for c in everyone if c not in {*forget, *retain, *unseen}),
     )  # fmt: skip

@@ -1,0 +1,120 @@
+"""``clapforget verify``: two checkpoints, whoever made them; and whether a model is the certified one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from clapforget import UserError, lab, load_clip
+from clapforget.cli import app
+from clapforget.loading import build_clip
+from clapforget.pretrain import save_clip
+from clapforget.run_verify import VerifyRequest, check_certificate, load_checkpoint, verify_models
+from clapforget.verify import schema
+
+
+def quietly(line: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in weights in a file that nothing of this package wrote: a plain state dict."""
+    path = tmp_path_factory.mktemp("weights") / "open_clip.pt"
+    torch.save(load_clip("lab-tiny").model.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders of known and unseen classes."""
+    root = tmp_path_factory.mktemp("images")
+    first, *others = [*lab.known_classes()[:40], *lab.unseen_classes()]
+    for split, of_first, each in (("train", 3, 2), ("test", 22, 4)):
+        index = [first + 100 * i for i in range(of_first)]
+        index += [c + 100 * i for c in others for i in range(each)]
+        for place, image in zip(index, lab.draw(split, index)):
+            folder = root / split / lab.class_names()[place % 100]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{place // 100}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def certified(checkpoint: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate of a model that did nothing, by class folders and a plain state dict."""
+    names = lab.class_names()
+    out = tmp_path_factory.mktemp("certificates") / "c.json"
+    request = VerifyRequest(
+        before="lab-tiny", after=str(checkpoint), request=names[0], data=str(images), model="lab-tiny",
+        unseen=",".join(names[c] for c in lab.unseen_classes()), level="quick",
+    )  # fmt: skip
+    verify_models(request, quietly).save(out)
+    return out
+
+
+def test_two_files_and_class_folders_end_in_a_certificate(certified: Path) -> None:
+    values = json.loads(certified.read_text())
+    jsonschema.validate(values, schema())
+    assert values["verdict"] == "retained"
+    assert values["request"]["names"] == [lab.class_names()[0]]
+    assert values["reference"] == "unseen classes"
+    assert values["weights"]["before"] == values["weights"]["after"]
+
+
+def test_the_certified_model_is_known_again_and_no_other(
+    certified: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    assert check_certificate(certified, str(checkpoint), "lab-tiny")
+    other = tmp_path / "other.safetensors"
+    save_clip(build_clip("lab-tiny", seed=1), other, half=False)
+    assert not check_certificate(certified, str(other), None)
+
+
+def test_check_ends_with_one_where_it_is_another_model(certified: Path, checkpoint: Path) -> None:
+    arguments = ["verify", "--check", str(certified), "--model", "lab-tiny", "--after"]
+    same = CliRunner().invoke(app, [*arguments, str(checkpoint)])
+    assert same.exit_code == 0
+    assert "is the model" in same.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"level": "deep"}, "unknown level"), ({"claim": "all"}, "unknown claim"),
+        ({"data": "/nowhere"}, "no train/"), ({"request": "nobody"}, "no class"),
+        ({"request": "L3"}, "no class|no request"), ({"after": "/no/file.pt", "model": "lab-tiny"}, "does not exist"),
+        ({"after": "/no/file.pt"}, "of which architecture"), ({"unseen": "F6"}, "to be forgotten and in --unseen"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told(changes: dict[str, str], words: str) -> None:
+    request = {
+        "before": "lab-tiny",
+        "after": "lab-tiny",
+        "request": "F6",
+        "data": "lab",
+        "level": "quick",
+    }
+    with pytest.raises(UserError, match=words):
+        verify_models(VerifyRequest(**{**request, **changes}), quietly)  # type: ignore[arg-type]
+
+
+def test_a_file_that_is_no_certificate_is_refused(tmp_path: Path) -> None:
+    for text in ("", "{}", "[1]"):
+        path = tmp_path / "x.json"
+        path.write_text(text)
+        with pytest.raises(UserError):
+            check_certificate(path, "lab-tiny", None)
+
+
+def test_checkpoints_by_name_by_tag_and_by_file(checkpoint: Path) -> None:
+    assert load_checkpoint("lab-tiny", None).pretrained == "built-in"
+    assert load_checkpoint(str(checkpoint), "lab-tiny").pretrained == str(checkpoint)
+    with pytest.raises(UserError, match="no pretrained tag"):
+        load_checkpoint("ViT-B-32:nonsense", None)
