@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.integrate import trapezoid
 
 from clapforget.bench.lab_request import AT, LabRequest, Look, curve_area
 from clapforget.loading import load_clip, shipped_card
@@ -86,7 +87,7 @@ def measure(
 
 def compare(before: Look, after: Look, twin: Look, seconds: float) -> dict[str, float]:
     """One method's figures on one request, by the names of the module's table."""
-    area = np.trapezoid(np.abs(np.subtract(after.curve, twin.curve)), AT) / AT[-1]
+    area = trapezoid(np.abs(np.subtract(after.curve, twin.curve)), AT) / AT[-1]
     known = [
         abs(after.trained_forget - twin.trained_forget),
         abs(after.retain - twin.retain),

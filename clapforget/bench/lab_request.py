@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.integrate import trapezoid
 from torch import Tensor
 
 from clapforget import lab
@@ -49,7 +50,7 @@ _LEARNED, _EXEMPLARS, _FORGET, _TEST, _SHOTS = 20, 20, 100, 30, 5
 
 def curve_area(curve: Sequence[float]) -> float:
     """Area under a curve over :data:`AT`, by the trapezoidal rule, as a share of the whole width."""
-    return float(np.trapezoid(curve, AT)) / AT[-1]
+    return float(trapezoid(curve, AT)) / AT[-1]
 
 
 @dataclass
@@ -125,11 +126,18 @@ class LabRequest:
         both = [(similarity.argmax(side) == truth).float().mean().item() for side in (0, 1)]
         names = [lab.class_names()[i] for i in (given @ t.T).argmax(1).tolist()]
         hits = [a == b for a, b in zip(names, self.task.forget.names)]
+        own = cosines.gather(1, self._labels[:, None])[:, 0]
         return Look(
-            *(of(right, part) for part in (self.forget, self.memory, self.neighbours, self.bystanders)),
-            of(captioned, self.forget), of(cosines.gather(1, self._labels[:, None])[:, 0], self.forget),
-            sum(both) / 2, sum(hits) / len(hits), self._curve(clip, again),
-        )  # fmt: skip
+            forget=of(right, self.forget),
+            retain=of(right, self.memory),
+            neighbours=of(right, self.neighbours),
+            bystanders=of(right, self.bystanders),
+            captioned=of(captioned, self.forget),
+            cosine=of(own, self.forget),
+            retrieval=sum(both) / 2,
+            trained_forget=sum(hits) / len(hits),
+            curve=self._curve(clip, again),
+        )
 
     def _curve(self, clip: Clip, again: bool) -> list[float]:
         draws = range(again * self.draws, (again + 1) * self.draws)

@@ -17,7 +17,7 @@ _DRAWN = 16
 """Words drawn for each that is wanted, so that some share no token."""
 
 
-def token_embedding(clip: Clip) -> nn.Parameter | None:
+def token_embedding(clip: Clip) -> Tensor | None:
     """The text tower's table of token embeddings [tokens, width]; None where it is not known."""
     model: Any = clip.model
     table = getattr(getattr(model, "text", model), "token_embedding", None)
