@@ -80,6 +80,31 @@ def test_a_name_masked_in_the_head_is_suppressed() -> None:
     assert found.judgement.verdict == "suppressed"
 
 
+def test_a_class_that_only_the_head_knew_and_whose_column_is_shut_is_never_called_forgotten() -> (
+    None
+):
+    """Bare CLIP cannot tell: it never knew the class. The constant column can."""
+    m = wide()
+    part = m.test["forget"]
+    text = clip().class_features(data().class_names, data().templates).detach()
+    text[list(FORGET)] = text[list(m.unseen[:2])]  # zero-shot would not find them by these
+    learned = text.clone()
+    for c in FORGET:
+        learned[c] = clip().encode_image(part.of([c]).images).mean(0)
+
+    def answer(v: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        return clip().scale * v @ learned.T
+
+    def shut(v: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        return answer(v, images).index_fill(1, torch.tensor(FORGET), -torch.inf)
+
+    columns = list(range(len(text)))
+    found = examine(Subject(scrambled(), answer, columns), Subject(scrambled(), shut, columns), m, level="quick",
+                    claim="association")  # fmt: skip
+    assert found.judgement.verdict == "suppressed", (found.judgement.rule, found.judgement.weakest)
+    assert "says the same of every image" in found.judgement.weakest
+
+
 def test_noise_is_damage() -> None:
     noisy = clip().trainable_copy([])
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,7 +37,28 @@ def association(subject: Subject, m: Material, seed: int) -> list[Reading]:
             read("answer_rank", "images found by the own column of the answer", "behaviour", m,
                  lambda part: _column(subject, m, part), margin=0.5),
         ]  # fmt: skip
+        if set(m.forget) & set(subject.column_labels(len(m.names)).tolist()):
+            found.append(_shut(subject, m))
     return found
+
+
+def _shut(subject: Subject, m: Material) -> Reading:
+    """Whether a forgotten class's column says the same of every image, 1 or 0 a class.
+
+    A head that never learned a class still finds some images nearer to its name than others; one
+    that answers a constant (minus infinity, say) has been told to.
+    """
+    seen = [subject.logits(m.test[k], m.names, m.templates) for k in ("forget", "retain")]
+    columns = subject.column_labels(len(m.names)).tolist()
+    logits = torch.cat(seen)
+    met = [c for c in m.forget if c in columns]
+    own = logits[:, [columns.index(c) for c in met]]
+    constant = (own == own[:1]).all(0).double().cpu().numpy()
+    return Reading(
+        "column_shut", "the forgotten class's column says the same of every image", "head", constant,
+        np.array(met, dtype=int), np.zeros(1), np.zeros(1, dtype=int), share=False, margin=0.5, absolute=True,
+        note="reference: a head that answers freely",
+    )  # fmt: skip
 
 
 def precision_by_column(scores: Tensor, negatives: Tensor, labels: Tensor) -> Tensor:

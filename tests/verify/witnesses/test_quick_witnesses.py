@@ -195,3 +195,6 @@ def test_a_masked_head_is_seen_through_its_stored_vectors() -> None:
     assert call("head_weights", "head_weights", who).forget.mean() > 0.9
     assert call("answers", "zero_shot", who).forget.mean() > 0.9
     assert np.isfinite(call("answers", "answers_probability", who).forget).all()
+    assert call("association", "column_shut", who).forget.tolist() == [1.0, 1.0]
+    free = Subject(clip(), lambda v, x: clip().scale * v @ text.T - 60.0, list(range(len(text))))
+    assert call("association", "column_shut", free).forget.tolist() == [0.0, 0.0]
