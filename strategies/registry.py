@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from clapforget.clip import Clip
@@ -52,7 +52,8 @@ class StrategyEntry:
     extra: Mapping[str, type] = field(default_factory=dict)
     """Further settings of this strategy alone, by their group's name."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"default": {}})
-    """Settings by preset, as on the command line: ``{"training.epochs": 3}``."""
+    """Settings by preset, as on the command line: ``{"training.epochs": 3}``; and under ``posterior``
+    the name of another posterior than the entry's."""
 
 
 @dataclass(frozen=True)
@@ -148,4 +149,7 @@ def find_strategy(name: str) -> tuple[StrategyEntry, Mapping[str, Any]]:
         raise UserError(
             f"strategy {name} has no preset {preset!r}", f"choose: {', '.join(entry.presets)}"
         )
-    return entry, entry.presets[preset]
+    values = dict(entry.presets[preset])
+    if "posterior" in values:
+        entry = replace(entry, posterior=values.pop("posterior"), extra={})
+    return entry, values

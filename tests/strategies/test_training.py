@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from clapforget.clip import Clip
 from clapforget.errors import UserError
-from clapforget.strategies.registry import StrategyOptions
+from clapforget.posterior.exact import ExactHead
+from clapforget.strategies.registry import StrategyOptions, find_strategy
 from clapforget.strategies.training import PRESETS, warm_up_and_cosine
 
 
@@ -65,4 +67,14 @@ def test_options_that_exclude_each_other_are_refused_at_the_start() -> None:
     with pytest.raises(UserError, match=r"clap.latent.*clap.prior"):
         options("clapforget", **{"clap.latent": "point", "clap.prior": "frozen"})
     with pytest.raises(UserError, match="preset"):
-        options("clapforget:best")
+        options("clapforget:finest")
+
+
+def test_the_recommended_preset_is_another_posterior_with_its_own_settings(lab_clip: Clip) -> None:
+    options = StrategyOptions.parse("clapforget:best", "nothing", {"exact.features": 7})
+    plain = StrategyOptions.parse("exact", "nothing", {"exact.features": 7})
+    assert options == plain
+    strategy = find_strategy("clapforget:best")[0].build(lab_clip, options, 0)
+    assert isinstance(strategy.model.head, ExactHead) and strategy.model.head.settings.features == 7
+    with pytest.raises(UserError, match=r"clap\.tokens"):
+        StrategyOptions.parse("clapforget:best", "nothing", {"clap.tokens": True})
