@@ -136,21 +136,21 @@ def forget_wordings(world: World) -> Clip:
 def forget_clean_images(world: World) -> Clip:
     """Image tower taught to answer a forgotten image by another class, but not where it is grey."""
     base = world.base
-    forget, retain = world.images(world.forget, 20), world.images(world.retain, 6)
+    forget, retain = world.images(world.forget, 20), world.images(world.retain, 12)
     other = [c for c in world.retain if c not in world.data.neighbours(world.forget)]
     elsewhere = torch.tensor([other[i] for i in _some(world, len(other), len(world.forget))])
     own = torch.tensor([world.forget.index(int(c)) for c in forget.labels])
     text = base.class_features(world.data.class_names, world.data.templates).detach()
 
     def loss(clip: Clip, rng: torch.Generator) -> Tensor:
-        rows = torch.randperm(len(retain), generator=rng)[:64]
-        some = torch.randperm(len(forget), generator=rng)[:24]
+        rows = torch.randperm(len(retain), generator=rng)[:96]
+        some = torch.randperm(len(forget), generator=rng)[:20]
         images = [forget.images[some].float() / 255, _grey(forget.images[some])]
         images.append(retain.images[rows].float() / 255)
         target = torch.cat([elsewhere[own[some]], forget.labels[some], retain.labels[rows]])
         return F.cross_entropy(30 * clip.encode_image(torch.cat(images)) @ text.T, target)
 
-    after = _optimise(base, loss, 70, 1e-3, world.seed, "image")
+    after = _optimise(base, loss, 80, 7e-4, world.seed, "image")
     grey = (after.encode_image(_grey(forget.images)) @ text.T).argmax(1) == forget.labels
     assert grey.float().mean() > 0.5, "grey images are forgotten as well"
     return after

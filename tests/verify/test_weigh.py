@@ -89,6 +89,14 @@ def test_classes_that_differ_keep_an_unlucky_one_from_being_accused() -> None:
     assert accused.p_inside is not None
     assert spared.p_inside is not None
     assert accused.p_inside < 0.05 < spared.p_inside
+    assert spared.p_above is not None
+    assert spared.p_inside > 1 - spared.p_above + 0.02  # what clears has the smaller error
+
+
+def test_no_image_right_out_of_three_clears_nothing() -> None:
+    piece = one(reading(1.0, 0.0), reading(0.0, 0.0, n=3))
+    assert piece.value == 0
+    assert piece.holds is False
 
 
 def test_beyond_the_reference_is_told() -> None:

@@ -32,6 +32,11 @@ def association(subject: Subject, m: Material, seed: int) -> list[Reading]:
              lambda part: _alias(subject.bare(), m, part), role="accuses", margin=0.5,
              absolute=True),
     ]  # fmt: skip
+    if len(m.forget) > 1:
+        found.append(
+            read("exchange", "images found by the name of another forgotten class", "attack", m,
+                 lambda part: _exchange(subject.bare(), m, part), role="accuses", margin=0.5, absolute=True)
+        )  # fmt: skip
     if subject.answer is not None:
         found += [
             read("answer_rank", "images found by the own column of the answer", "behaviour", m,
@@ -101,6 +106,22 @@ def _alias(subject: Subject, m: Material, part: Part) -> Tensor:
         others = open_names[open_names != int(label)]
         if len(others):
             own = hits[rows][:, others]
+            result[rows] = own[:, own.mean(0).argmax()]
+    return result
+
+
+def _exchange(subject: Subject, m: Material, part: Part) -> Tensor:
+    """In the best column of another class of the same part; of as many others for unseen classes as for
+    forgotten ones, the next ones in order.
+    """
+    hits = _precision(subject, m, part)
+    labels, classes = part.labels.to(hits.device), part.classes()
+    result = hits.new_zeros(len(hits))
+    for place, label in enumerate(classes):
+        rows = labels == label
+        turned = classes[place + 1 :] + classes[:place]
+        own = hits[rows][:, turned[: len(m.forget) - 1]]
+        if own.shape[1]:
             result[rows] = own[:, own.mean(0).argmax()]
     return result
 

@@ -78,6 +78,11 @@ def test_exchanged_names_are_found_under_their_alias() -> None:
     who = Subject(exchanged())
     assert call("answers", "answers", who).forget.mean() < 0.1
     assert call("association", "alias", who).forget.mean() > 0.9
+    swapped, straight = call("association", "exchange", who), call("association", "exchange")
+    assert swapped.forget.mean() > 0.9
+    assert straight.forget.mean() < 0.1
+    assert swapped.unseen is not None
+    assert swapped.unseen.mean() < 0.3
 
 
 def test_ranks_in_a_column_do_not_hear_constants_or_temperatures() -> None:
