@@ -87,11 +87,13 @@ class VisualGuidedAttention(nn.Module):
     """
 
     def __init__(
-        self, width: int, heads: int = 1, feedforward: int = 2048, dropout: float = 0.1
-    ) -> None:
-        """:param width: d of the joint space."""
+        self, width: int, heads: int = 1, feedforward: int = 2048, dropout: float = 0.1,
+        bfloat16: bool = False,
+    ) -> None:  # fmt: skip
+        """:param width: d of the joint space. :param bfloat16: multiply matrices in bfloat16; weights,
+        sums and results stay as they are."""
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout, self.bfloat16 = heads, dropout, bfloat16
         self.layer = nn.TransformerDecoderLayer(
             width, heads, feedforward, dropout, activation="gelu", batch_first=True
         )
@@ -107,6 +109,10 @@ class VisualGuidedAttention(nn.Module):
 
     def ask(self, queries: Tensor, groups: Groups) -> Tensor:
         """The half that no image enters: self-attention, [Q, d]."""
+        with self._precision(queries):
+            return self._ask(queries, groups).to(queries.dtype)
+
+    def _ask(self, queries: Tensor, groups: Groups) -> Tensor:
         layer, block = self.layer, self.layer.self_attn
         q, k, v = F.linear(queries, block.in_proj_weight, block.in_proj_bias).chunk(3, -1)
         mixed = block.out_proj(groups.attend(q, k, v, self.heads, self._dropout))
@@ -114,6 +120,10 @@ class VisualGuidedAttention(nn.Module):
 
     def answer(self, asked: Tensor, context: Tensor) -> Tensor:
         """The half that images enter: cross-attention and feed-forward, [..., Q, d]."""
+        with self._precision(asked):
+            return self._answer(asked, context).to(asked.dtype)
+
+    def _answer(self, asked: Tensor, context: Tensor) -> Tensor:
         layer, block = self.layer, self.layer.multihead_attn
         d = asked.shape[-1]
         ask_weight, answer_weight = block.in_proj_weight.split([d, 2 * d])
@@ -126,6 +136,9 @@ class VisualGuidedAttention(nn.Module):
         x = layer.norm2(asked + layer.dropout2(block.out_proj(mixed)))
         hidden = layer.dropout(F.gelu(layer.linear1(x)))
         return layer.norm3(x + layer.dropout3(layer.linear2(hidden)))
+
+    def _precision(self, like: Tensor) -> torch.autocast:
+        return torch.autocast(like.device.type, torch.bfloat16, enabled=self.bfloat16)
 
     @property
     def _dropout(self) -> float:

@@ -153,3 +153,21 @@ def test_dropout_has_the_moments_of_torchs() -> None:
     error = (ours.var(0) + torchs.var(0)).div(n).sqrt()
     assert ((ours.mean(0) - torchs.mean(0)).abs() < 5 * error).all()
     torch.testing.assert_close(ours.var(0), torchs.var(0), rtol=0.4, atol=1e-3)
+
+
+def test_bfloat16_rounds_products_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    exact = VisualGuidedAttention(64, feedforward=128, dropout=0.0)
+    rounded = VisualGuidedAttention(64, feedforward=128, dropout=0.0, bfloat16=True)
+    rounded.load_state_dict(exact.state_dict())
+    text, context = torch.randn(2, 6, 64)
+    groups = Groups.of(torch.tensor([0, 0, 1, 1, 2, 3]))
+    outs = [attention(text, context, groups) for attention in (exact, rounded)]
+    assert outs[1].dtype == torch.float32
+    error = (outs[1] - outs[0]).norm() / outs[0].norm()
+    assert 1e-4 < error < 1e-2
+    for out in outs:
+        out.square().sum().backward()
+    for one, other in zip(exact.parameters(), rounded.parameters(), strict=True):
+        assert other.dtype == other.grad.dtype == torch.float32
+        assert (one.grad - other.grad).norm() < 0.05 * one.grad.norm().clamp_min(1e-3)

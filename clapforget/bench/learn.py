@@ -7,9 +7,10 @@ width of ViT-B/16 (d = 512, B = 32, M = 20, 18 templates).
 step_ratio_*           whole training step of stage 1, the released program's arithmetic
                        (:mod:`clapforget.bench.naive_clap`) over the fast path
 head_ratio_*           the same without attention: its output is given, its gradient asked for
+step_ratio_bfloat16_*  the whole step with attention in bfloat16 (``clap.precision``)
 uncertainty_ratio      prediction with entropy, expected entropy and mutual information in closed
-                       form, over prediction at the mean; 1,000 classes, 1,024 images, class weights
-                       at hand
+                       form, over prediction at the mean; 1,000 classes, 1,024 images, guided by the
+                       memory; ``…_weights_at_hand``: without working out the class weights
 encodes_per_image      images encoded in two learn experiences, by images in them
 strategy_overhead      a learn experience through the strategy, over the same training as a plain
                        loop on the same tensors (built-in model, tenth task of ten classes)
@@ -117,6 +118,10 @@ def training_steps(classes: int, tasks: int, rounds: int) -> dict[str, Any]:
         head.train()
         head.attention.train(stage == "newest")
         rng = generator_for(0, 4)
+        half = make_head(classes, tasks, precision="bfloat16")
+        half.train_only(stage)
+        half.train()
+        half.attention.train(stage == "newest")
         a = (head.inputs(v) - head.text).detach().requires_grad_(stage == "newest")
         sides: dict[str, Callable[[], None]] = {}
         for what, guidance in (("step", None), ("head", a)):
@@ -125,10 +130,13 @@ def training_steps(classes: int, tasks: int, rounds: int) -> dict[str, Any]:
             for form in ("fast", "pyro"):
                 loss = partial(_loss, head, v, y, stage, rng, form == "pyro")
                 sides[f"{form}_{what}"] = _steps(loss, head.parameters(), guidance)
+        loss = partial(_loss, half, v, y, stage, rng, False)
+        sides["bfloat16_step"] = _steps(loss, half.parameters(), None)
         around = {key: flushing for key in sides if not key.startswith("naive")}
         timing = in_turn(sides, rounds, around, warm=True)
         for what in ("step", "head"):
             found[f"{name}{what}_ratio_{size}"] = timing.ratio(f"naive_{what}", f"fast_{what}")
+        found[f"{name}step_ratio_bfloat16_{size}"] = timing.ratio("naive_step", "bfloat16_step")
         found |= {f"{name}{key}_ms_{size}": round(_MILLI * s, 2) for key, s in timing.items()}
         for form in ("fast", "pyro"):
             with PeakMemory() as memory:
@@ -161,18 +169,24 @@ def uncertainty_cost(rounds: int, classes: int, batch: int) -> dict[str, Any]:
     sigma = weights.sigma * 0.1
     narrow = _errors(head, weights._replace(sigma=sigma), v[:128])
 
-    def at_the_mean() -> Tensor:
-        return weights.mean_logits(v, head.scale).softmax(-1)
+    def at_the_mean(given: ClassWeights | None) -> Tensor:
+        return (given or head.weights()).mean_logits(v, head.scale).softmax(-1)
 
-    def with_uncertainty() -> Any:
-        return moments.predictive(*head.logits(weights, v))
+    def with_uncertainty(given: ClassWeights | None) -> Any:
+        return moments.predictive(*head.logits(given or head.weights(), v))
 
-    sides = {"mean": at_the_mean, "closed": with_uncertainty}
+    sides: dict[str, Callable[[], Any]] = {
+        "mean": partial(at_the_mean, None), "closed": partial(with_uncertainty, None),
+        "mean_given": partial(at_the_mean, weights), "closed_given": partial(with_uncertainty, weights),
+    }  # fmt: skip
     timing = in_turn(sides, rounds, dict.fromkeys(sides, flushing), warm=True)
     return {
         "uncertainty_ratio": timing.ratio("closed", "mean"),
+        "uncertainty_ratio_weights_at_hand": timing.ratio("closed_given", "mean_given"),
         "prediction_ms": round(_MILLI * timing["mean"], 2),
         "uncertainty_ms": round(_MILLI * timing["closed"], 2),
+        "prediction_ms_weights_at_hand": round(_MILLI * timing["mean_given"], 2),
+        "uncertainty_ms_weights_at_hand": round(_MILLI * timing["closed_given"], 2),
         "uncertainty_error_nats": wide,
         "uncertainty_error_nats_tenth_of_sigma": narrow,
     }

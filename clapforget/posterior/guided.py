@@ -55,7 +55,9 @@ class GuidedHead(Head):
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.attention = VisualGuidedAttention(width, s.heads, s.feedforward, s.dropout)
+            self.attention = VisualGuidedAttention(
+                width, s.heads, s.feedforward, s.dropout, s.precision == "bfloat16"
+            )
             self.top = GaussianAdapter(width) if s.hierarchical else None
         self.adapters = StackedGaussianAdapters(width)
         self.tokens = TaskTokens(width) if s.tokens else None
