@@ -95,7 +95,8 @@ def test_the_config_holds_all_that_is_needed_to_run_it_again(finished: tuple[Pat
     packages = {"clapforget", "torch", "avalanche-lib", "pyro-ppl", "open_clip_torch"}
     assert packages <= config["versions"].keys()
     settings = config["settings"]
-    assert settings.keys() == {"clap", "training", "posterior", "memory", "forget"}
+    groups = {"clap", "training", "posterior", "memory", "forget", "prompt", "requests"}
+    assert settings.keys() == groups
     assert settings["training"]["epochs"] == 2
     assert settings["training"]["lr"] == pytest.approx(1.6e-3)  # one that nobody set
     assert settings["forget"]["steps"] == 25

@@ -200,7 +200,7 @@ def test_before_the_request_the_searches_find_what_they_look_for(lived: Lived) -
     assert {"image", "feature"} <= kinds
     assert any("memory.images" in way for way in lived.objects[0])
     assert any("head" in way and "context" in way for way in lived.objects[0])
-    assert any("cache" in way for way in lived.objects[0])
+    assert any("._features[" in way for way in lived.objects[0])  # the cache
     assert any("memory.sample_ids" in way for way in lived.ids[0])
     found = " ".join(lived.files[0])
     for what in ("bytes of an image", "memory.images", "memory.sample_ids holds an id",
