@@ -93,7 +93,7 @@ class VisualGuidedAttention(nn.Module):
         """:param width: d of the joint space. :param bfloat16: multiply matrices in bfloat16; weights,
         sums and results stay as they are."""
         super().__init__()
-        self.heads, self.dropout, self.bfloat16 = heads, dropout, bfloat16
+        self.heads, self.dropout, self._rounds = heads, dropout, bfloat16
         self.layer = nn.TransformerDecoderLayer(
             width, heads, feedforward, dropout, activation="gelu", batch_first=True
         )
@@ -138,7 +138,7 @@ class VisualGuidedAttention(nn.Module):
         return layer.norm3(x + layer.dropout3(layer.linear2(hidden)))
 
     def _precision(self, like: Tensor) -> torch.autocast:
-        return torch.autocast(like.device.type, torch.bfloat16, enabled=self.bfloat16)
+        return torch.autocast(like.device.type, torch.bfloat16, enabled=self._rounds)
 
     @property
     def _dropout(self) -> float:

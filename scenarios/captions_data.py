@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def captioned(
 
 
 def _captions(
-    said: dict[str, Sequence[tuple[str, ...]]], split: Split, rows: Tensor
+    said: Mapping[str, Sequence[tuple[str, ...]]], split: Split, rows: Tensor
 ) -> list[tuple[str, ...]]:
     return [said[split][row] for row in rows.tolist()]
 

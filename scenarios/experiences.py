@@ -138,9 +138,8 @@ class ForgetExperience(_RequestExperience):
     def nothing_to_do(self) -> str:
         """Why nothing is to be done, in words; empty if something is."""
         if self.by_sample:
-            what = (
-                "no caption matches" if self.request.pairs else "none of these samples is learned"
-            )  # type: ignore[union-attr]
+            pairs = getattr(self.request, "pairs", None)
+            what = "no caption matches" if pairs else "none of these samples is learned"
             return "" if len(self.dataset) else f"{what}, or all were forgotten before"
         return "" if self.fresh_classes else "forgotten before"
 

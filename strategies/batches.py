@@ -84,7 +84,7 @@ class FeatureBatches(UnlearningTemplate):
             if len(self.memory):
                 images = torch.cat([self.memory.images, images])
                 labels = torch.cat([self.memory.labels, labels])
-            self.dataloader = self._image_loader(images, labels, 1)
+            self.dataloader: Any = self._image_loader(images, labels, 1)
             return
         views = self.views(self.experience)
         labels = experience_labels(self.experience)

@@ -80,8 +80,8 @@ class StrategyOptions:
         """
         entry, preset = find_strategy(strategy)
         head = HEADS.get(entry.posterior)
-        names = (head.settings_group, "training", "posterior", "memory", "forget", "requests")
-        names = (*names, *entry.extra)
+        shared = ("training", "posterior", "memory", "forget", "requests")
+        names = (head.settings_group, *shared, *entry.extra)
         groups: dict[str, dict[str, Any]] = {name: {} for name in names}
         for key, value in {**preset, **values}.items():
             group, dot, name = key.partition(".")

@@ -113,9 +113,11 @@ def _row(summary: dict[str, Any]) -> dict[str, float]:
     scores = (summary.get("novelty") or {}).get("scores", {})
     values = {name: summary.get(name) for name in MEASURES if name != "novelty"}
     values["novelty"] = max((s["auroc"] for s in scores.values()), default=float("nan"))
-    return {
-        name: float("nan") if values[name] is None else float(values[name]) for name in MEASURES
-    }
+    found = {}
+    for name in MEASURES:
+        value = values[name]
+        found[name] = float("nan") if value is None else float(value)
+    return found
 
 
 def _table(rows: dict[str, list[dict[str, float]]], reference: str) -> dict[str, Any]:

@@ -179,7 +179,7 @@ class Head(nn.Module, ABC):
         :returns: losses by step, or other plain values, by name.
         """
 
-    keeps_of_samples: ClassVar[str] = "everything: it cannot forget single samples"
+    keeps_of_samples: str = "everything: it cannot forget single samples"
     """What the head still holds of samples after :meth:`forget_samples`, in words; empty: nothing."""
 
     def forget_samples(

@@ -52,7 +52,7 @@ def test_intervals_are_students_and_differences_are_paired() -> None:
 
 
 def test_a_method_that_cannot_run_stops_before_any_runs(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no strategy|unknown"):
+    with pytest.raises(UserError, match=r"no strategy|unknown"):
         measure("lab-smoke", ["zero-shot", "rainpac"], [0], tmp_path)
     with pytest.raises(UserError, match="reference"):
         measure("lab-smoke", ["zero-shot"], [0], tmp_path, reference="exact")
