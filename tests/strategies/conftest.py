@@ -9,6 +9,7 @@ import pytest
 from avalanche.training.plugins import EvaluationPlugin
 
 from clapforget import Clip, load_clip
+from clapforget.posterior.exact import ExactSettings
 from clapforget.scenarios import ImageData, lab
 from clapforget.strategies import ClapForget, UncertaintyBuffer
 from clapforget.unlearn import Forgetter, make_forgetter
@@ -39,6 +40,8 @@ def make_strategy(clip: Clip) -> MakeStrategy:
     def make(**options: Any) -> ClapForget:
         options.setdefault("evaluator", EvaluationPlugin())
         options.setdefault("memory", UncertaintyBuffer(60))
+        if options.get("posterior") == "exact":
+            options.setdefault("head", ExactSettings(features=50))
         if "forgetter" not in options:
             options["forgetter"] = quick_forgetter()
         return ClapForget(clip, **options)

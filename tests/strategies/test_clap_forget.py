@@ -40,8 +40,8 @@ def test_the_example_of_the_design_runs_as_written(clip: Clip, data: ImageData) 
     for experience in benchmark.train_stream:
         strategy.train(experience)
         strategy.eval(benchmark.test_stream)
-    # 25 images without an error leave an interval that ends above 10 %: nothing more can be said
-    assert strategy.certificates[0].verdict == "inconclusive"
+    # unseen images are sometimes taken for the class: 25 without an answer suffice beside that
+    assert strategy.certificates[0].verdict == "forgotten"
     assert strategy.certificates[0].evidence_by_name("forget_accuracy").value == 0  # type: ignore[union-attr]
 
 
