@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clapforget import Clip, load_clip
+from clapforget.posterior.exact import ExactSettings
 from clapforget.scenarios import ImageData, Scenario, lab, parse_sequence
 from clapforget.strategies import ClapForget, UncertaintyBuffer
 from clapforget.strategies.runner import Run
@@ -37,8 +38,9 @@ FORGETTERS: dict[str, dict[str, Any]] = {
 class Traces:
     """The forgotten training data in every form that could be left over."""
 
-    def __init__(self, data: ImageData) -> None:
-        rows = data.rows("train", [LABEL])
+    def __init__(self, data: ImageData, rows: Tensor | None = None) -> None:
+        """:param rows: of the train images; default: all of the forgotten class."""
+        rows = data.rows("train", [LABEL]) if rows is None else rows
         self.ids = set(rows.tolist())
         self.images = data.train.images(rows)
         self.raw = {bytes(image.flatten().numpy()) for image in self.images}
@@ -154,17 +156,20 @@ def found_ids(strategy: ClapForget, data: ImageData, traces: Traces) -> set[str]
 class Lived:
     """A run in a folder, searched after every experience."""
 
-    def __init__(self, folder: Path, forgetter: str, data: ImageData) -> None:
+    def __init__(
+        self, folder: Path, forgetter: str, data: ImageData, sequence: str = SEQUENCE,
+        rows: Tensor | None = None, **options: Any,
+    ) -> None:  # fmt: skip
         base = load_clip("lab-tiny")
         self.strategy = ClapForget(
             base, forgetter=make_forgetter(forgetter, FORGETTERS[forgetter]),
-            memory=UncertaintyBuffer(60), evaluator=EvaluationPlugin(),
+            memory=UncertaintyBuffer(60), evaluator=EvaluationPlugin(), **options,
         )  # fmt: skip
-        requests = parse_sequence(SEQUENCE)
+        requests = parse_sequence(sequence)
         scenario = Scenario("lab", "", data, requests, "lab-tiny", None)
         self.folder = folder
         self.run = Run(folder, scenario, self.strategy, base, {"seed": 0})
-        self.traces = Traces(data)
+        self.traces = Traces(data, rows)
         self.objects: list[dict[str, str]] = []
         self.ids: list[set[str]] = []
         self.files: list[set[str]] = []
@@ -252,6 +257,23 @@ def test_no_list_in_the_records_holds_the_samples_ids(lived: Lived) -> None:
 def test_nothing_of_the_retained_classes_is_lost_with_it(lived: Lived) -> None:
     assert set(lived.strategy.memory.classes) == {0, 2, 3, 4, 5}
     assert not torch.isin(lived.strategy.memory.labels, torch.tensor([LABEL])).any()
+
+
+@pytest.mark.parametrize("posterior", ["variational", "exact"])
+def test_deleted_samples_leave_nothing_either(
+    posterior: str, data: ImageData, tmp_path: Path
+) -> None:
+    rows = data.rows("train", [LABEL])[:12]
+    head = ExactSettings(features=20) if posterior == "exact" else None
+    sequence = f"L0-3 F@{','.join(map(str, rows.tolist()))} L4,5"
+    lived = Lived(tmp_path, "stranger", data, sequence, rows, posterior=posterior, head=head)
+    assert {"image", "feature"} <= set(lived.objects[0].values())
+    assert lived.ids[0] and lived.files[0]
+    for event in (1, 2):
+        assert lived.objects[event] == {}
+        assert lived.ids[event] == set()
+        assert lived.files[event] == set()
+    assert LABEL in lived.strategy.memory.classes
 
 
 def test_the_search_looks_into_every_corner_of_an_object(data: ImageData) -> None:
