@@ -14,9 +14,7 @@ def view(n: int, entropy: float, seed: int, right: float = 1.0) -> ViewObservati
     scores = {name: rng.normal(entropy, 1, n) for name in ("entropy", "mutual_information")}
     answers = rng.random(n) < right
     cosine = rng.normal(0, 1, n)
-    return ViewObservation(
-        n, answers, answers[:, None], cosine, cosine, answers, scores=scores
-    )
+    return ViewObservation(n, answers, answers[:, None], cosine, cosine, answers, scores=scores)
 
 
 def seen(level: float, n: int = 800, right: float = 1.0) -> Observation:
