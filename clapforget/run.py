@@ -41,7 +41,7 @@ class RunRequest:
 
     scenario: str = "lab"
     strategy: str = "clapforget"
-    forgetter: str = "stranger"
+    forgetter: str = "cliperase"
     model: str | None = None
     pretrained: str | None = None
     data: str | None = None

@@ -46,7 +46,7 @@ class ClapForget(RequestLearning):
         self,
         *,
         model: Clip,
-        forgetter: str | Forgetter = "stranger",
+        forgetter: str | Forgetter = "cliperase",
         posterior: str = "variational",
         head: Any = None,
         prompt: PromptSettings | None = None,

@@ -38,7 +38,7 @@ class ForgettingPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
 
     def __init__(
         self,
-        forgetter: str | Forgetter = "stranger",
+        forgetter: str | Forgetter = "cliperase",
         retain_set: Pairs | None = None,
         seed: int = 0,
     ) -> None:

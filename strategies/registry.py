@@ -61,7 +61,7 @@ class StrategyOptions:
     """Everything the command line can set, by group."""
 
     posterior_name: str = "variational"
-    forgetter: str = "stranger"
+    forgetter: str = "cliperase"
     head: Any = None
     """Options of the posterior; its group on the command line is the posterior's own."""
     training: TrainSettings = field(default_factory=TrainSettings)
