@@ -182,7 +182,7 @@ PARTS: list[Case] = [
     ("no sample", settings("clap.samples=0"), ("samples", "0")),
     ("not a number", settings("training.lr=.nan"), ("lr", "nan")),
     ("negative steps of a forgetter", settings("forget.steps=-5"), ("steps", "-5")),
-    ("empty batch of a forgetter", settings("forget.batch=0"), ("batch", "0")),
+    ("empty forget batch", settings("forget.forget_batch=0"), ("forget_batch", "0")),
     ("heads that do not divide the width", settings("clap.heads=3"), ("heads", "3")),
     ("memory of none", settings("memory.size=0"), ("memory", "0")),
     ("memory too small", settings("memory.size=3"), ("memory", "3")),
@@ -488,7 +488,7 @@ def test_without_a_network_the_message_says_which_file_to_fetch(
 
 
 # ---- what is no mistake --------------------------------------------------------------------
-QUICK = ["--set", "training.epochs=1"]
+QUICK = ["--set", "training.epochs=1", "--forgetter", "stranger"]
 
 
 def succeed(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
