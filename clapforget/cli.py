@@ -5,18 +5,17 @@ A user's mistake ends with one line on standard error and exit code 2; nothing i
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import yaml
 
 from clapforget import __version__
+from clapforget.bench.commands import bench
+from clapforget.cli_values import parse_numbers, parse_settings, say
 from clapforget.errors import UserError
 
 __all__ = ["app", "main"]
@@ -31,16 +30,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 Data = Annotated[Path | None, typer.Option(help="Folder with train/ and test/ class folders.")]
-Json = Annotated[Path | None, typer.Option("--json", help="File to write the numbers to.")]
 Seed = Annotated[int, typer.Option(help="Of class order, training and everything random.")]
-
-
-def say(line: str = "") -> None:
-    """Print a line at once, beside any progress bar."""
-    from tqdm import tqdm
-
-    tqdm.write(line)
-    sys.stdout.flush()
 
 
 @app.command()
@@ -86,7 +76,7 @@ def run(
     request = RunRequest(
         scenario=scenario, strategy=strategy, forgetter=forgetter, model=model, pretrained=pretrained,
         data=None if data is None else str(data), seed=seed, sequence=sequence,
-        class_order=_order(class_order), settings=_settings(settings or []), twin=twin, device=device,
+        class_order=parse_numbers(class_order), settings=parse_settings(settings or []), twin=twin, device=device,
     )  # fmt: skip
     run_scenario(request, out, resume, overwrite, say)
 
@@ -226,147 +216,7 @@ def pretrain(
         f"{card.zero_shot_other:.1%} on the others, {card.seconds:.0f} s")  # fmt: skip
 
 
-bench = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
 app.add_typer(bench, name="bench")
-
-
-@bench.command("learn")
-def bench_learn(
-    json_file: Json = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each side of a ratio.")] = 15,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Small sizes, to see that it runs.")
-    ] = False,
-) -> None:
-    """Learning: the fast path against the released program's arithmetic, and what goes around it."""
-    from clapforget.bench.learn import measure
-
-    _measured(json_file, lambda: measure(rounds, quick, lambda line: say(f"measuring: {line}")))
-
-
-@bench.command("methods")
-def bench_methods(
-    scenario: Annotated[str, typer.Argument(help="Whose data and tasks.")],
-    methods: Annotated[
-        list[str],
-        typer.Option("--method", help="STRATEGY[:PRESET][,GROUP.NAME=VALUE ...]; may be repeated."),
-    ],
-    out: Annotated[Path, typer.Option(help="Folder of the runs' folders; finished ones are kept.")],
-    data: Annotated[
-        str | None, typer.Option(help="Where the data is, for scenarios that need some.")
-    ] = None,
-    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1,2,3,4",
-    sequence: Annotated[str, typer.Option(help="Requests, or a named sequence.")] = "learn-only",
-    per_class: Annotated[
-        int, typer.Option(min=0, help="Training images a class, drawn with the seed; 0: all.")
-    ] = 0,
-    reference: Annotated[
-        str, typer.Option(help="Method that differences are to; default: the last.")
-    ] = "",
-    json_file: Json = None,
-    markdown_file: Annotated[
-        Path | None, typer.Option("--markdown", help="File to write the table to.")
-    ] = None,
-) -> None:
-    """Learning methods on the same streams: accuracy, calibration, novelty, with intervals."""
-    from clapforget.bench.methods import markdown, measure
-
-    numbers = _order(seeds, "--seeds") or []
-    found = _measured(
-        json_file,
-        lambda: measure(
-            scenario, methods, numbers, out, data, sequence, per_class, reference, _settings, say
-        ),
-    )
-    say(markdown(found))
-    if markdown_file is not None:
-        markdown_file.write_text(markdown(found))
-
-
-@bench.command("forget")
-def bench_forget(
-    json_file: Json = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each side of a ratio.")] = 5,
-    pairs: Annotated[
-        int, typer.Option(min=64, help="Pairs to forget, and as many to keep, on ViT-B-32.")
-    ] = 256,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A small model and two methods, to see that it runs.")
-    ] = False,
-) -> None:
-    """Forgetting: what is computed once against the plain way, and what each method costs."""
-    from clapforget.bench.forget import measure
-
-    _measured(
-        json_file, lambda: measure(rounds, quick, pairs, lambda line: say(f"measuring: {line}"))
-    )
-
-
-@bench.command("forgetters")
-def bench_forgetters(
-    twin_cache: Annotated[
-        Path, typer.Option(help="Folder of trained twins; missing ones are trained (minutes each).")
-    ],
-    seeds: Annotated[str, typer.Option(help="Of the requests, comma-separated.")] = "0,1,2",
-    methods: Annotated[
-        str, typer.Option(help="NAME or NAME:PRESET, comma-separated; default: all.")
-    ] = "",
-    draws: Annotated[
-        int, typer.Option(min=1, help="Draws of images to relearn from, to average over.")
-    ] = 1,
-    json_file: Json = None,
-    markdown_file: Annotated[
-        Path | None, typer.Option("--markdown", help="File to write the table to.")
-    ] = None,
-) -> None:
-    """Forgetters on the lab: all on the same requests, beside twins that never saw the classes."""
-    from clapforget.bench.forgetters import markdown, measure
-
-    names = [name.strip() for name in methods.split(",") if name.strip()]
-    numbers = _order(seeds, "--seeds") or []
-    found = _measured(json_file, lambda: measure(numbers, twin_cache, names, say, True, draws))
-    say(markdown(found))
-    if markdown_file is not None:
-        markdown_file.write_text(markdown(found))
-
-
-@bench.command("verify")
-def bench_verify(
-    json_file: Json = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Some cheap kinds, one seed, the quick level.")
-    ] = False,
-    seeds: Annotated[str, typer.Option(help="Which of the five, with commas between.")] = "",
-    level: Annotated[str, typer.Option(help="Of the verifier: quick or full.")] = "full",
-    methods: Annotated[
-        bool, typer.Option("--methods", help="Instead: every forgetter before the verifier.")
-    ] = False,
-) -> None:
-    """Verifying: cases whose truth is known by construction, and how the verifier fares on them."""
-    from clapforget.bench.verify import measure
-    from clapforget.bench.verify_methods import measure_methods
-
-    if level not in ("quick", "full"):
-        raise UserError(f"unknown level {level!r}", "choose quick or full")
-    chosen = _order(seeds) if seeds else None
-    if methods:
-        _measured(json_file, lambda: measure_methods(level, say))  # type: ignore[arg-type]
-        return
-    _measured(json_file, lambda: measure(quick, say, chosen, level))  # type: ignore[arg-type]
-
-
-def _measured(json_file: Path | None, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What is measured, printed, and written where it is wanted."""
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise UserError(f"--json {json_file}: there is no such folder", "make it first")
-    if json_file is not None and json_file.exists():
-        raise UserError(f"{json_file} exists already", "choose another --json")
-    found = measure()
-    text = json.dumps(found, indent=2)
-    say(text)
-    if json_file is not None:
-        json_file.write_text(text + "\n")
-    return found
 
 
 @app.callback(invoke_without_command=True)
@@ -376,43 +226,6 @@ def _version(
     if version:
         say(f"clapforget {__version__}")
         raise typer.Exit()
-
-
-def _settings(pairs: list[str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or not key:
-            raise UserError(
-                f"--set {pair!r} is no GROUP.NAME=VALUE", "write for example training.epochs=3"
-            )
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {pair!r} has no readable value", "quote texts") from error
-        values[key] = _number(value)
-    return values
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as text."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _order(text: str | None, option: str = "--class-order") -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(
-            f"{option} {text[:40]!r} holds no whole numbers", "write 3,0,2,1"
-        ) from error
 
 
 _INTERRUPTED = 130

@@ -95,6 +95,17 @@ class Clip(nn.Module):
         names = [name for name, _ in self.model.named_parameters()]
         return names if tower is None else [name for name in names if tower_of(name) == tower]
 
+    @property
+    def text_tower(self) -> Any:
+        """The module that holds the parts of the text tower: the model itself, or its ``text``."""
+        return getattr(self.model, "text", self.model)
+
+    @property
+    def token_table(self) -> nn.Embedding | None:
+        """The text tower's table of token vectors; None where it shows none."""
+        table = getattr(self.text_tower, "token_embedding", None)
+        return table if isinstance(table, nn.Embedding) else None
+
     # ---- encoding --------------------------------------------------------------------------
     def preprocess(self, images: Tensor) -> Tensor:
         """Resize (short side, or both where the model squashes), centre-crop and normalise.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["UserError"]
+__all__ = ["UserError", "check_least"]
 
 
 class UserError(ValueError):
@@ -12,3 +12,15 @@ class UserError(ValueError):
         """:param what: what is wrong, and where. :param do: what the user should do about it."""
         message = f"{what}; {do}" if do else what
         super().__init__(" ".join(message.split()))
+
+
+def check_least(settings: object, group: str, **least: float) -> None:
+    """Refuse settings below their least value.
+
+    :param group: what they are called by on the command line. :param least: by attribute.
+    :raises UserError: for the first of them.
+    """
+    for name, low in least.items():
+        value = getattr(settings, name)
+        if value < low:
+            raise UserError(f"setting {group}.{name}={value}", f"give at least {low}")

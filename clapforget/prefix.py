@@ -161,7 +161,7 @@ def blocks_before(clip: Clip, tower: Tower, changing: Collection[str]) -> int:
 def _owner(clip: Clip, tower: Tower) -> Any:
     """The module whose ``transformer`` does a tower's work; None where the layout is unknown."""
     model: Any = clip.model
-    owner = model.visual if tower == "image" else getattr(model, "text", model)
+    owner = model.visual if tower == "image" else clip.text_tower
     known = isinstance(owner, VisionTransformer if tower == "image" else (CLIP, TextTransformer))
     transformer = getattr(owner, "transformer", None)
     batch_first = isinstance(transformer, Transformer) and getattr(

@@ -28,7 +28,6 @@ from clapforget.strategies.twin import compare_with_twin
 __all__ = [
     "RunRequest",
     "check_device",
-    "check_run",
     "pretrain_source",
     "run_scenario",
     "write_report",
@@ -53,20 +52,6 @@ class RunRequest:
     device: str = "cpu"
 
 
-def check_run(request: RunRequest) -> tuple[StrategyOptions, Scenario]:
-    """Options and stream of a run.
-
-    :raises UserError: for any mistake that shows without loading the model.
-    """
-    check_device(request.device)
-    options = StrategyOptions.parse(request.strategy, request.forgetter, request.settings)
-    scenario = build_scenario(
-        request.scenario, request.data, request.seed, request.sequence, request.class_order
-    )
-    _check_memory(options, scenario)
-    return options, scenario
-
-
 def run_scenario(
     request: RunRequest, out: Path | None, resume: bool, overwrite: bool,
     say: Callable[[str], None], encoded: dict[str, FeatureCache] | None = None,
@@ -80,7 +65,12 @@ def run_scenario(
     """
     out = _free_folder(request) if out is None else out
     request = _check_folder(out, request, resume, overwrite)
-    options, scenario = check_run(request)
+    check_device(request.device)
+    options = StrategyOptions.parse(request.strategy, request.forgetter, request.settings)
+    scenario = build_scenario(
+        request.scenario, request.data, request.seed, request.sequence, request.class_order
+    )
+    _check_memory(options, scenario)
     if change is not None:
         scenario = change(scenario)
     build = find_strategy(request.strategy)[0].build
@@ -173,7 +163,11 @@ def check_device(device: str) -> None:
     """:raises UserError: if the device is unknown or absent."""
     try:
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (
+        RuntimeError,
+        AssertionError,
+        NotImplementedError,
+    ) as error:  # each from torch, by backend
         raise UserError(
             f"device {device!r} is not available", "use cpu, or check the driver"
         ) from error

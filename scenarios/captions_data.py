@@ -87,9 +87,8 @@ def _lines(file: Path) -> Iterator[tuple[str, str]]:
 
 def _find(root: Path, name: str) -> Path:
     for folder in _FOLDERS:
-        if (root / folder / name).is_file():
-            image_size(
-                root / folder / name
-            )  # find what is no image now, not in the middle of a run
-            return root / folder / name
+        path = root / folder / name
+        if path.is_file():
+            image_size(path)  # find what is no image now, not in the middle of a run
+            return path
     raise UserError(f"{root} has no image {name}, which its captions describe", _LAYOUT)

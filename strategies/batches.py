@@ -3,6 +3,7 @@ where training changes their features."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,9 +47,7 @@ class FeatureBatches(UnlearningTemplate):
         data = getattr(experience, "data", None)
         if data is None:
             images = experience_samples(experience)[0]
-            with torch.no_grad():
-                parts = [self.model.encode_image(part) for part in images.split(256)]
-            return torch.cat(parts)[:, None]
+            return self._encode(images, False)
         probe = experience.kind == "probe"
         source = data.test if probe else data.train
         rows = torch.tensor(list(experience.dataset.sample_id))
@@ -71,20 +70,20 @@ class FeatureBatches(UnlearningTemplate):
         """Word the classes, and encode the memory, by prompts as they are now."""
         self.model.word()
         if self.seen.refresh() and len(self.memory):
-            images = self.memory.images
-            mirrored = [images, images.flip(-1)][: self.memory_views.shape[1]]
-            with torch.no_grad():
-                self.memory_views = torch.stack([self.model.encode_image(m) for m in mirrored], 1)
+            self.memory_views = self._encode(self.memory.images, self.memory_views.shape[1] > 1)
+
+    @torch.no_grad()
+    def _encode(self, images: Tensor, flip: bool) -> Tensor:
+        """Features of images by every view that counts, [n, V, d], by the CLIP and prompts of now."""
+        views = [images] + ([images.flip(-1)] if flip else [])
+        return torch.stack([self.model.encode_image(view) for view in views], 1)
 
     # ---- loaders -----------------------------------------------------------------------------
     def make_train_dataloader(self, **kwargs: Any) -> None:
         """Features, or images where a step of training changes their features."""
-        if self.model.prompt is not None and self.model.prompt.changes_images:
-            images, labels, _ = experience_samples(self.experience)
-            if len(self.memory):
-                images = torch.cat([self.memory.images, images])
-                labels = torch.cat([self.memory.labels, labels])
-            self.dataloader: Any = self._image_loader(images, labels, 1)
+        if self.model.changes_images:
+            images, labels = self._images()
+            self.dataloader: Any = self._image_loader(images.__getitem__, labels, 1)
             return
         views = self.views(self.experience)
         labels = experience_labels(self.experience)
@@ -93,16 +92,31 @@ class FeatureBatches(UnlearningTemplate):
             labels = torch.cat([self.memory.labels, labels])
         self.dataloader = FeatureLoader(views, labels, self.train_mb_size, self._generator(1))
 
-    def _image_loader(self, images: Tensor, labels: Tensor, purpose: int) -> ImageLoader:
-        flip = getattr(getattr(self.experience, "data", None), "flip", False)
+    def _images(self) -> tuple[Tensor, Tensor]:
+        """Images and labels of the memory and the experience."""
+        images, labels, _ = experience_samples(self.experience)
+        if len(self.memory):
+            images = torch.cat([self.memory.images, images])
+            labels = torch.cat([self.memory.labels, labels])
+        return images, labels
+
+    @property
+    def _flips(self) -> bool:
+        """Whether a mirrored image of the experience still shows its class."""
+        return getattr(getattr(self.experience, "data", None), "flip", False)
+
+    def _image_loader(
+        self, fetch: Callable[[Tensor], Tensor], labels: Tensor, purpose: int
+    ) -> ImageLoader:
+        """:param fetch: gives the images of positions [n]."""
         rng = self._generator(purpose)
-        return ImageLoader(images.__getitem__, labels, self.train_mb_size, rng, flip)
+        return ImageLoader(fetch, labels, self.train_mb_size, rng, self._flips)
 
     def _memory_loader(self) -> Any:
         """Of exemplars: features, or images where this stage still changes their features."""
         prompt, memory = self.model.prompt, self.memory
-        if prompt is not None and prompt.changes_images and next(prompt.parameters()).requires_grad:
-            return self._image_loader(memory.images, memory.labels, 4)
+        if self.model.changes_images and next(prompt.parameters()).requires_grad:  # type: ignore[union-attr]
+            return self._image_loader(memory.images.__getitem__, memory.labels, 4)
         size = self.training_settings.batch_size
         return FeatureLoader(self.memory_views, memory.labels, size, self._generator(4))
 

@@ -94,12 +94,6 @@ class Certifier:
             "head": digest.hexdigest(),
         }
 
-    def for_samples(self) -> Certifier:
-        """The one that looks at single samples instead of classes."""
-        from clapforget.strategies.certify_samples import SampleCertifier
-
-        return SampleCertifier()
-
     def certify(
         self,
         strategy: Any,

@@ -37,9 +37,6 @@ class SampleCertifier(Certifier):
         touched = tuple(sorted(set(data.train.targets[rows].tolist())))
         head = model.head if len(model.head.labels) else None
 
-        def samples(classes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-            return model.clip.encode_image(data.train.images(rows)), data.train.targets[rows]
-
         def test(classes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
             found = data.rows("test", classes)
             return strategy.cache(data.test, found), data.test.targets[found]
@@ -58,10 +55,12 @@ class SampleCertifier(Certifier):
             lambda classes: strategy.seen(data.test, data.rows("test", classes)),
         )  # fmt: skip
         if len(rows):
+            images = data.train.images(rows)
+            v, labels = model.clip.encode_image(images), data.train.targets[rows]
+            read = (lambda classes: model.encode_image(images)) if model.changes_images else None
             own = observe(
-                model.clip, head, samples, Views(touched), *arguments,
-                lambda classes: model.encode_image(data.train.images(rows)),
-            )  # fmt: skip
+                model.clip, head, lambda classes: (v, labels), Views(touched), *arguments, read
+            )
             seen.views = {**own.views, **seen.views}
         if experience.request.pairs and (pairs := _look_at_pairs(strategy, experience)):
             seen.views["pairs"] = pairs

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.plugins.evaluation import default_evaluator
-from torch import Tensor
 
 from clapforget.clip import Clip
 from clapforget.posterior import Change, Head
@@ -19,6 +18,7 @@ from clapforget.posterior.forgetting import PosteriorForgetting
 from clapforget.prompts import PromptSettings
 from clapforget.strategies.buffer import UncertaintyBuffer
 from clapforget.strategies.certify import Certifier
+from clapforget.strategies.certify_samples import SampleCertifier
 from clapforget.strategies.forget_task import class_task, pair_task
 from clapforget.strategies.registry import StrategyOptions
 from clapforget.strategies.request_learning import RequestLearning, sample_rows
@@ -26,7 +26,7 @@ from clapforget.strategies.training import TrainSettings
 from clapforget.unlearn.base import Forgetter, Pairs, Unlearned, make_forgetter
 from clapforget.verify.certificate import Certificate
 
-__all__ = ["ClapForget", "build_clap_forget"]
+__all__ = ["ClapForget", "build_clap_forget", "strategy_arguments"]
 
 
 class ClapForget(RequestLearning):
@@ -123,7 +123,7 @@ class ClapForget(RequestLearning):
 
     def _certifier_for(self, experience: Any) -> Certifier | None:
         if self.certifier and experience.by_sample:
-            return self.certifier.for_samples()
+            return SampleCertifier()
         return self.certifier
 
     def _carry_out(self, experience: Any) -> dict[str, Any]:
@@ -196,12 +196,6 @@ class ClapForget(RequestLearning):
                 scope["not_removed"] = self.model.head.keeps_of_samples
         return scope
 
-    @torch.no_grad()
-    def _encode(self, images: Tensor, flip: bool) -> Tensor:
-        """Features of images by every view that counts, [n, V, d], by the CLIP of now."""
-        views = [images] + ([images.flip(-1)] if flip else [])
-        return torch.stack([self.model.encode_image(view) for view in views], 1)
-
 
 def _of_awake_classes(change: Change, head: Head) -> Change:
     """The change without the images of classes that the head does not hold now."""
@@ -223,19 +217,24 @@ def _init(self: ClapForget, model: Clip, **kwargs: Any) -> None:
 ClapForget.__init__ = _init  # type: ignore[method-assign]
 
 
+def strategy_arguments(clip: Clip, options: StrategyOptions, seed: int) -> dict[str, Any]:
+    """What :class:`ClapForget` and strategies derived from it take from the command line."""
+    memory = options.memory
+    return {
+        "model": clip,
+        "forgetter": make_forgetter(options.forgetter, options.forget),
+        "memory": UncertaintyBuffer(memory.size, memory.score, seed),
+        "training": options.training,
+        "posterior_forgetting": options.posterior,
+        "samples_in_clip": options.requests.samples_in_clip,
+        "seed": seed,
+        "evaluator": EvaluationPlugin(),
+    }
+
+
 def build_clap_forget(clip: Clip, options: StrategyOptions, seed: int) -> ClapForget:
     """The strategy with the options of the command line."""
-    memory = options.memory
     return ClapForget(
-        model=clip,
-        forgetter=make_forgetter(options.forgetter, options.forget),
-        posterior=options.posterior_name,
-        head=options.head,
-        prompt=options.extra.get("prompt"),
-        memory=UncertaintyBuffer(memory.size, memory.score, seed),
-        training=options.training,
-        posterior_forgetting=options.posterior,
-        samples_in_clip=options.requests.samples_in_clip,
-        seed=seed,
-        evaluator=EvaluationPlugin(),
-    )
+        posterior=options.posterior_name, head=options.head, prompt=options.extra.get("prompt"),
+        **strategy_arguments(clip, options, seed),
+    )  # fmt: skip

@@ -14,26 +14,22 @@ image tower learned from the deleted images stays in it, unless the forgetter ch
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor
 
 from clapforget.clip import Clip
-from clapforget.errors import UserError
-from clapforget.strategies.buffer import UncertaintyBuffer, experience_samples
-from clapforget.strategies.clap_forget import ClapForget
-from clapforget.strategies.loader import ImageLoader
+from clapforget.errors import UserError, check_least
+from clapforget.strategies.buffer import experience_samples
+from clapforget.strategies.clap_forget import ClapForget, strategy_arguments
 from clapforget.strategies.registry import STRATEGIES, StrategyEntry, StrategyOptions
 from clapforget.strategies.training import warm_up_and_cosine
-from clapforget.unlearn.base import make_forgetter
 from clapforget.unlearn.parameters import trainable_copy
 
-__all__ = ["Finetune", "FinetuneSettings", "strategy_arguments"]
+__all__ = ["Finetune", "FinetuneSettings"]
 
 
 @dataclass(frozen=True)
@@ -51,11 +47,7 @@ class FinetuneSettings:
 
     def __post_init__(self) -> None:
         """:raises UserError: for numbers that make no sense."""
-        for name, least in (("blocks", 1), ("lr", 0), ("weight_decay", 0)):
-            if getattr(self, name) < least:
-                raise UserError(
-                    f"setting finetune.{name}={getattr(self, name)}", f"give at least {least}"
-                )
+        check_least(self, "finetune", blocks=1, lr=0, weight_decay=0)
 
 
 class Finetune(ClapForget):
@@ -98,21 +90,11 @@ class Finetune(ClapForget):
         )
 
     def make_train_dataloader(self, **kwargs: Any) -> None:
-        images, labels, _ = experience_samples(self.experience)
-        if len(self.memory):
-            images = torch.cat([self.memory.images, images])
-            labels = torch.cat([self.memory.labels, labels])
-        self._load(images.__getitem__, labels)
-
-    def _load(self, fetch: Callable[[Tensor], Tensor], labels: Tensor) -> None:
-        flip = getattr(getattr(self.experience, "data", None), "flip", False)
-        self.dataloader = ImageLoader(fetch, labels, self.train_mb_size, self._generator(1), flip)
+        images, labels = self._images()
+        self.dataloader = self._image_loader(images.__getitem__, labels, 1)
 
     def _fit(self, experience: Any, eval_streams: Any, **kwargs: Any) -> None:
-        for _ in range(self.train_epochs):
-            self._before_training_epoch(**kwargs)
-            self.training_epoch(**kwargs)
-            self._after_training_epoch(**kwargs)
+        self._run_epochs(self.train_epochs, **kwargs)
         self._close_tower()
         self._select(experience, experience_samples(experience))
 
@@ -121,8 +103,7 @@ class Finetune(ClapForget):
         self.model.clip.requires_grad_(False)
         self.model.clip.zero_grad(set_to_none=True)
         if self.cache.use(self.model.clip) and len(self.memory):
-            flip = getattr(getattr(self.experience, "data", None), "flip", False)
-            self.memory_views = self._encode(self.memory.images, flip)
+            self.memory_views = self._encode(self.memory.images, self._flips)
 
     def forward(self) -> Tensor:
         if not self.is_training:
@@ -137,21 +118,6 @@ class Finetune(ClapForget):
             return super().criterion()
         assert self.mb_logits is not None
         return F.cross_entropy(self.mb_logits, self.model.head.columns(self.mb_y))
-
-
-def strategy_arguments(clip: Clip, options: StrategyOptions, seed: int) -> dict[str, Any]:
-    """What every strategy of this kind takes from the command line."""
-    memory = options.memory
-    return {
-        "model": clip,
-        "forgetter": make_forgetter(options.forgetter, options.forget),
-        "memory": UncertaintyBuffer(memory.size, memory.score, seed),
-        "training": options.training,
-        "posterior_forgetting": options.posterior,
-        "samples_in_clip": options.requests.samples_in_clip,
-        "seed": seed,
-        "evaluator": EvaluationPlugin(),
-    }
 
 
 def _build(clip: Clip, options: StrategyOptions, seed: int) -> ClapForget:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -117,9 +118,7 @@ class ForgettingPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
 
 def _held(policies: list[Any], data: Any) -> Pairs:
     """Exemplars of the replay memories with their class names, at most 512."""
-    samples = [
-        sample for policy in policies for sample in policy.buffer
-    ][:_MOST_RETAINED]  # fmt: skip
+    samples = list(islice(chain.from_iterable(p.buffer for p in policies), _MOST_RETAINED))
     if not samples:
         return Pairs(torch.zeros(0, 3, 1, 1), [])
     images = torch.stack([sample[0] for sample in samples])

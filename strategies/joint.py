@@ -18,7 +18,8 @@ from torch import Tensor
 
 from clapforget.clip import Clip
 from clapforget.errors import UserError
-from clapforget.strategies.finetune import Finetune, FinetuneSettings, strategy_arguments
+from clapforget.strategies.clap_forget import strategy_arguments
+from clapforget.strategies.finetune import Finetune, FinetuneSettings
 from clapforget.strategies.registry import STRATEGIES, StrategyEntry, StrategyOptions
 from clapforget.unlearn.base import ForgetTask, Forgetter, Unlearned
 
@@ -61,7 +62,9 @@ class Joint(Finetune):
 
     def _load_rows(self, data: Any) -> None:
         rows = self.rows
-        self._load(lambda at: data.train.images(rows[at]), data.train.targets[rows])
+        self.dataloader = self._image_loader(
+            lambda at: data.train.images(rows[at]), data.train.targets[rows], 1
+        )
 
     def _open_tower(self) -> None:
         self.model.clip = self.start

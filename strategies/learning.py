@@ -22,7 +22,7 @@ from clapforget.strategies.buffer import UncertaintyBuffer, experience_samples
 from clapforget.strategies.model import ClapModel
 from clapforget.strategies.training import TrainSettings, warm_up_and_cosine
 
-__all__ = ["ClapLearning", "experience_labels"]
+__all__ = ["ClapLearning"]
 
 
 class ClapLearning(FeatureBatches):
@@ -167,11 +167,14 @@ class ClapLearning(FeatureBatches):
             head.train_only("all")
             self.dataloader = self._memory_loader()
             self._start_stage("all", s.consolidation_lr, s.consolidation_epochs, 0.0)
-            for _ in range(s.consolidation_epochs):
-                self._before_training_epoch(**kwargs)
-                self.training_epoch(**kwargs)
-                self._after_training_epoch(**kwargs)
+            self._run_epochs(s.consolidation_epochs, **kwargs)
             head.requires_grad_(False)
+
+    def _run_epochs(self, epochs: int, **kwargs: Any) -> None:
+        for _ in range(epochs):
+            self._before_training_epoch(**kwargs)
+            self.training_epoch(**kwargs)
+            self._after_training_epoch(**kwargs)
 
     def _select(self, experience: Any, samples: tuple[Tensor, Tensor, Tensor]) -> None:
         new = self.views(experience)
@@ -205,7 +208,7 @@ class ClapLearning(FeatureBatches):
             noise = head.top_noise(self._noise)
             self.mb_weights, self.mb_top = head.posterior(self.mb_inputs, noise)
             with torch.no_grad():
-                mean = head.logits(self.mb_weights, v)[0] + head.offset(v)
+                mean = head.shifted(head.logits(self.mb_weights, v)[0], v)
                 logits = mean if self.mb_top is None else mean.mean(0)
         return self.model.by_label(logits.masked_fill(head.retired, -torch.inf).softmax(-1))
 

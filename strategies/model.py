@@ -60,6 +60,11 @@ class ClapModel(nn.Module):
         """The head's learned prompts, if any."""
         return self.head.prompt
 
+    @property
+    def changes_images(self) -> bool:
+        """Whether learned prompts change image features, which are CLIP's own otherwise."""
+        return self.prompt is not None and self.prompt.changes_images
+
     def features(self, x: Tensor) -> Tensor:
         """Image features [B, d] of images [B, 3, h, w], as the head reads them; features pass
         through."""

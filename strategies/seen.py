@@ -19,10 +19,7 @@ class PromptedFeatures:
     def __init__(self, model: ClapModel, plain: FeatureCache) -> None:
         """:param model: its prompts and CLIP of any time count. :param plain: of CLIP's features."""
         self.model, self.plain = model, plain
-        prompt = model.prompt
-        self._own = (
-            FeatureCache(_Encoder(model)) if prompt is not None and prompt.changes_images else None  # type: ignore[arg-type]
-        )
+        self._own = FeatureCache(_Encoder(model)) if model.changes_images else None  # type: ignore[arg-type]
 
     def __call__(self, source: ImageSource, rows: Tensor, mirrored: bool = False) -> Tensor:
         """Unit-norm features [n, d] of the rows [n] of a source, on the model's device."""

@@ -37,7 +37,10 @@ class UnlearningTemplate(SupervisedTemplate):
     PLUGIN_CLASS = UnlearningPlugin
 
     def forget(self, experience: Any) -> None:
-        """Carry out a forget experience."""
+        """Carry out a forget experience. Not abstract: on a stream that only learns it is never asked.
+
+        :raises NotImplementedError: where a subclass meets a forget experience without it.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not say how to forget")
 
     @property

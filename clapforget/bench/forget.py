@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 from clapforget import lab
+from clapforget.bench.lab_request import lab_pairs
 from clapforget.bench.memory import PeakMemory
 from clapforget.bench.plain_forget import PlainBatches
 from clapforget.bench.timing import in_turn
@@ -95,15 +96,8 @@ def caption_task(side: int, pairs: int, seed: int = 0) -> ForgetTask:
 def class_task(per_class: int, seed: int = 0) -> ForgetTask:
     """A class of the lab to forget (100 images), nineteen to keep."""
     known = sorted(lab.known_classes())[:20]
-
-    def pairs(classes: list[int], each: int) -> Pairs:
-        index = np.array([c + lab.NUM_CLASSES * i for c in classes for i in range(each)])
-        names = [lab.class_names()[i % lab.NUM_CLASSES] for i in index]
-        return Pairs(lab.draw("train", index, seed), names)
-
-    return ForgetTask(
-        pairs(known[:1], 100), pairs(known[1:], per_class), lab.TEMPLATES, lab.class_names(), seed
-    )
+    forget, retain = lab_pairs(known[:1], 100, seed), lab_pairs(known[1:], per_class, seed)
+    return ForgetTask(forget, retain, lab.TEMPLATES, lab.class_names(), seed)
 
 
 def prefix_step(clip: Clip, task: ForgetTask, rounds: int) -> dict[str, Any]:

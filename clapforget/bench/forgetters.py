@@ -31,11 +31,11 @@ from typing import Any
 import numpy as np
 from scipy.integrate import trapezoid
 
+from clapforget.bench.cells import cell, cell_text
 from clapforget.bench.lab_request import AT, LabRequest, Look, curve_area
 from clapforget.loading import load_clip, shipped_card
 from clapforget.strategies.twin import retrained_lab
 from clapforget.unlearn import FORGETTERS, make_forgetter
-from clapforget.verify.statistics import mean
 
 __all__ = ["MUST_HOLD", "compare", "markdown", "measure"]
 
@@ -114,8 +114,7 @@ def _table(rows: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, Any]]
     for method, of in rows.items():
         cells: dict[str, Any] = {}
         for name in of[0]:
-            centre, (low, high) = mean(np.array([row[name] for row in of]))
-            cells[name] = {"mean": round(centre, 4), "low": round(low, 4), "high": round(high, 4)}
+            cells[name] = cell([row[name] for row in of])
         cells["fails"] = [n for n, most in MUST_HOLD.items() if cells[n]["mean"] > most]
         found[method] = cells
     return dict(
@@ -134,8 +133,7 @@ def markdown(found: dict[str, Any]) -> str:
     for method, cells in found["table"].items():
         shown = []
         for column in names:
-            cell = cells[column]
-            text = f"{cell['mean']:.3f} ± {(cell['high'] - cell['low']) / 2:.3f}"
+            text = cell_text(cells[column])
             shown.append(f"**{text}**" if column in cells["fails"] else text)
         name = method if method == TWIN else f"`{method}`"
         lines.append(f"| {name} | " + " | ".join(shown) + " |")

@@ -36,7 +36,7 @@ from clapforget.clip import Clip
 from clapforget.seeding import generator_for
 from clapforget.unlearn import ForgetTask, Pairs
 
-__all__ = ["AT", "LabRequest", "Look", "curve_area"]
+__all__ = ["AT", "LabRequest", "Look", "curve_area", "lab_pairs"]
 
 AT = (0, 4, 8, 16, 32)
 """Steps of relearning at which the curve is seen."""
@@ -85,7 +85,7 @@ class LabRequest:
         near = set().union(*(lab.neighbours(c) for c in self.forget))
         self.neighbours = [c for c in known if c in near and c not in self.forget]
         self.task = ForgetTask(
-            self._pairs("train", self.forget, _FORGET), self._pairs("train", self.memory, _EXEMPLARS),
+            lab_pairs(self.forget, _FORGET, seed), lab_pairs(self.memory, _EXEMPLARS, seed),
             lab.TEMPLATES, lab.class_names(), seed,
         )  # fmt: skip
         tested = sorted({*learned, *self.bystanders})
@@ -98,11 +98,6 @@ class LabRequest:
         self._captions = list(first)
         self._captioned = torch.tensor(list(first.values()))
         self._features: dict[str, Tensor] = {}
-
-    def _pairs(self, split: str, classes: list[int], each: int) -> Pairs:
-        index = _index(classes, each)
-        names = [lab.class_names()[i % lab.NUM_CLASSES] for i in index]
-        return Pairs(lab.draw(split, index, self.seed), names)
 
     @torch.no_grad()
     def look(self, clip: Clip, again: bool = False) -> Look:
@@ -148,7 +143,7 @@ class LabRequest:
         """Accuracy on forget test images by steps of relearning, in the template of each step."""
         now = clip.trainable_copy()
         first = _FORGET + draw * _SHOTS
-        shots = self._pairs("train", self.forget, first + _SHOTS)
+        shots = lab_pairs(self.forget, first + _SHOTS, self.seed)
         new = slice(first * len(self.forget), None)
         images, names = shots.images[new], shots.names[new]
         position = {name: i for i, name in enumerate(lab.class_names())}
@@ -170,6 +165,13 @@ class LabRequest:
                 loss.backward()
                 optimizer.step()
         return curve
+
+
+def lab_pairs(classes: Sequence[int], each: int, seed: int) -> Pairs:
+    """Train images of some classes, each with its class's name."""
+    index = _index(classes, each)
+    names = [lab.class_names()[i % lab.NUM_CLASSES] for i in index]
+    return Pairs(lab.draw("train", index, seed), names)
 
 
 def _index(classes: Sequence[int], each: int) -> np.ndarray:

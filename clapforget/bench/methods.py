@@ -15,14 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from clapforget.bench.cells import cell, cell_text
 from clapforget.errors import UserError
 from clapforget.features import FeatureCache
-from clapforget.run import RunRequest, check_run, run_scenario
+from clapforget.run import RunRequest, run_scenario
 from clapforget.seeding import generator_for
-from clapforget.verify.statistics import mean
+from clapforget.strategies.registry import StrategyOptions
 
 __all__ = ["MEASURES", "few_images", "markdown", "measure", "parse_method"]
 
@@ -64,8 +64,8 @@ def measure(
         for method in methods
         for strategy, values in [parse_method(method)]
     }
-    for request in requests.values():
-        check_run(request)
+    for request in requests.values():  # complains now rather than after hours
+        StrategyOptions.parse(request.strategy, request.forgetter, request.settings)
     encoded: dict[str, FeatureCache] = {}
     rows: dict[str, list[dict[str, float]]] = {method: [] for method in methods}
     for (method, seed), request in requests.items():
@@ -123,10 +123,6 @@ def _row(summary: dict[str, Any]) -> dict[str, float]:
 def _table(rows: dict[str, list[dict[str, float]]], reference: str) -> dict[str, Any]:
     """Mean and 95 % t interval over seeds of each measure, and of its difference to the reference."""
 
-    def cell(values: Sequence[float]) -> dict[str, float]:
-        centre, (low, high) = mean(np.array(values))
-        return {"mean": round(centre, 5), "low": round(low, 5), "high": round(high, 5)}
-
     return {
         method: {
             name: {
@@ -145,10 +141,8 @@ def markdown(found: dict[str, Any]) -> str:
     """The table, best last accuracy first: means ± half their interval, and the paired difference of
     last accuracy and ECE to the reference."""
 
-    def text(cell: dict[str, float], digits: int = 3, sign: str = "") -> str:
-        half = (cell["high"] - cell["low"]) / 2
-        spread = f" ± {half:.{digits}f}" if len(found["seeds"]) > 1 else ""
-        return "–" if np.isnan(cell["mean"]) else f"{cell['mean']:{sign}.{digits}f}{spread}"
+    def text(of: dict[str, float], digits: int = 3, sign: str = "") -> str:
+        return cell_text(of, digits, sign, spread=len(found["seeds"]) > 1)
 
     heads = [*MEASURES.values(), "last accuracy − reference", "ECE − reference"]
     lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]

@@ -22,7 +22,7 @@ from clapforget.bench.verify_world import World
 from clapforget.clip import Clip
 from clapforget.posterior.exact import ExactHead
 from clapforget.seeding import generator_for
-from clapforget.unlearn.base import ForgetTask, Pairs, make_forgetter
+from clapforget.unlearn.base import make_forgetter
 from clapforget.verify.subject import Subject
 from clapforget.verify.witnesses.rounding import round_weights
 
@@ -129,8 +129,8 @@ def _head_case(
     world: World, change: Callable[[Tensor, list[int]], Tensor], text: Tensor | None = None
 ) -> Case:
     """A head of stored text features whose logits go through ``change(logits, forgotten)``."""
-    stored = world.base.class_features(world.data.class_names, world.data.templates).detach()
-    used, forgotten = stored if text is None else text, list(world.forget)
+    stored, forgotten = world.text, list(world.forget)
+    used = stored if text is None else text
 
     def head(weights: Tensor, alter: bool) -> Subject:
         def answer(features: Tensor, images: Tensor) -> Tensor:
@@ -161,9 +161,7 @@ def _constant(world: World) -> Case:
 
 @_kind("stored text embedding replaced", "suppressed")
 def _replaced(world: World) -> Case:
-    stored = (
-        world.base.class_features(world.data.class_names, world.data.templates).detach().clone()
-    )
+    stored = world.text.clone()
     noise = torch.randn(len(world.forget), stored.shape[1], generator=_rng(world))
     stored[list(world.forget)] = F.normalize(noise, dim=-1)
     return _head_case(world, lambda logits, gone: logits, stored)
@@ -180,9 +178,7 @@ def _temperature(world: World) -> Case:
 
 @_kind("names exchanged in the head", "suppressed")
 def _exchanged_head(world: World) -> Case:
-    stored = (
-        world.base.class_features(world.data.class_names, world.data.templates).detach().clone()
-    )
+    stored = world.text.clone()
     gone = list(world.forget)
     stored[gone] = stored[gone[1:] + gone[:1]]
     return _head_case(world, lambda logits, _: logits, stored)
@@ -238,10 +234,4 @@ def _rng(world: World) -> torch.Generator:
 
 
 def _forgetter(world: World, name: str, **settings: float) -> Clip:
-    forget, retain = world.images(world.forget, 20), world.images(world.retain, 4)
-    task = ForgetTask(
-        Pairs(forget.images, world.names(forget.labels)),
-        Pairs(retain.images, world.names(retain.labels)),
-        world.data.templates, world.data.class_names, seed=world.seed,
-    )  # fmt: skip
-    return make_forgetter(name, settings).unlearn(world.base, task).clip
+    return make_forgetter(name, settings).unlearn(world.base, world.task(20, 4)).clip

@@ -33,7 +33,8 @@ def _token_rows(world: World, label: int) -> list[int]:
 
 
 def _embedding(clip: Clip) -> Tensor:
-    return clip.model.token_embedding.weight  # type: ignore[union-attr, return-value]
+    assert clip.token_table is not None
+    return clip.token_table.weight
 
 
 @torch.no_grad()
@@ -140,7 +141,7 @@ def forget_clean_images(world: World) -> Clip:
     other = [c for c in world.retain if c not in world.data.neighbours(world.forget)]
     elsewhere = torch.tensor([other[i] for i in _some(world, len(other), len(world.forget))])
     own = torch.tensor([world.forget.index(int(c)) for c in forget.labels])
-    text = base.class_features(world.data.class_names, world.data.templates).detach()
+    text = world.text
 
     def loss(clip: Clip, rng: torch.Generator) -> Tensor:
         rows = torch.randperm(len(retain), generator=rng)[:96]

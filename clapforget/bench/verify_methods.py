@@ -8,7 +8,7 @@ from typing import Any
 
 from clapforget.bench.verify_world import World
 from clapforget.errors import UserError
-from clapforget.unlearn.base import FORGETTERS, ForgetTask, Pairs, make_forgetter
+from clapforget.unlearn.base import FORGETTERS, make_forgetter
 from clapforget.verify.examine import examine
 from clapforget.verify.reading import Level
 from clapforget.verify.subject import Subject
@@ -32,13 +32,7 @@ def measure_methods(
     """
     world = World.of(seed)
     m = world.material(world.forget, seed)
-    forget = world.images(world.forget, _FORGET_IMAGES)
-    retain = world.images(world.retain, _RETAIN_IMAGES)
-    task = ForgetTask(
-        Pairs(forget.images, world.names(forget.labels)),
-        Pairs(retain.images, world.names(retain.labels)),
-        world.data.templates, world.data.class_names, seed=seed,
-    )  # fmt: skip
+    task = world.task(_FORGET_IMAGES, _RETAIN_IMAGES)
     old = None
     table: dict[str, Any] = {}
     for name in ("twin", *FORGETTERS.names()):

@@ -19,6 +19,7 @@ from clapforget.scenarios import ImageData
 from clapforget.scenarios import lab as lab_data
 from clapforget.seeding import generator_for
 from clapforget.strategies.twin import twin_backbone
+from clapforget.unlearn.base import ForgetTask, Pairs
 from clapforget.verify.material import Material, Part, material_from
 from clapforget.verify.subject import Subject
 
@@ -85,6 +86,21 @@ class World:
         """Images for whoever makes the case: of a split that the verifier never sees."""
         index = np.concatenate([c + 100 * np.arange(each) for c in classes])
         return Part(lab.draw("validation", index, self.seed), torch.from_numpy(index % 100))
+
+    def task(self, forget_images: int, retain_images: int) -> ForgetTask:
+        """The request as a forgetter sees it. :param forget_images: of each class, as the other."""
+        forget = self.images(self.forget, forget_images)
+        retain = self.images(self.retain, retain_images)
+        return ForgetTask(
+            Pairs(forget.images, self.names(forget.labels)),
+            Pairs(retain.images, self.names(retain.labels)),
+            self.data.templates, self.data.class_names, seed=self.seed,
+        )  # fmt: skip
+
+    @cached_property
+    def text(self) -> Tensor:
+        """Class text features [C, d] of the built-in model; copy before writing."""
+        return self.base.class_features(self.data.class_names, self.data.templates).detach()
 
     def names(self, labels: Sequence[int] | Tensor) -> list[str]:
         """Class names."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clapforget.errors import UserError
+from clapforget.errors import UserError, check_least
 from clapforget.posterior.head import HEADS
 from clapforget.posterior.trained import TrainedHead
 
@@ -41,11 +41,7 @@ class ClipAdapterSettings:
             raise UserError(
                 f"setting clip_adapter.ratio={self.ratio}", "give a part, above 0 and at most 1"
             )
-        for name, least in (("reduction", 1), ("lr", 0), ("relearn_steps", 0)):
-            if getattr(self, name) < least:
-                raise UserError(
-                    f"setting clip_adapter.{name}={getattr(self, name)}", f"give at least {least}"
-                )
+        check_least(self, "clip_adapter", reduction=1, lr=0, relearn_steps=0)
 
 
 @HEADS.register("clip-adapter")

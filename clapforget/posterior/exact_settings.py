@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from clapforget.errors import UserError
+from clapforget.errors import UserError, check_least
 
 __all__ = ["ExactSettings"]
 
@@ -42,11 +42,7 @@ class ExactSettings:
 
     def __post_init__(self) -> None:
         """:raises UserError: for numbers that make no sense."""
-        for name, least in (("features", 0), ("samples", 1), ("reservoir", 1)):
-            if getattr(self, name) < least:
-                raise UserError(
-                    f"setting exact.{name}={getattr(self, name)}", f"give at least {least}"
-                )
+        check_least(self, "exact", features=0, samples=1, reservoir=1)
         if self.spherical is not None and self.spherical < 0:
             raise UserError(f"setting exact.spherical={self.spherical}", "give at least 0")
         for name in ("strength", "spread", "ridge"):

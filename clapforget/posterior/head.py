@@ -101,6 +101,12 @@ class Head(nn.Module, ABC):
             self.retired, 0.0
         )
 
+    def shifted(self, logits: Tensor, v: Tensor) -> Tensor:
+        """Logits [..., B, C] of :attr:`text` with :meth:`offset`, where prompts are chosen by image."""
+        return (
+            logits if self.prompt is None or not self.prompt.by_image else logits + self.offset(v)
+        )
+
     @property
     def tasks(self) -> int:
         """Number of tasks opened so far."""

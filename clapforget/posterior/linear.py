@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clapforget.errors import UserError
+from clapforget.errors import check_least
 from clapforget.posterior.head import HEADS
 from clapforget.posterior.trained import TrainedHead
 
@@ -33,9 +33,7 @@ class LinearSettings:
 
     def __post_init__(self) -> None:
         """:raises UserError: for numbers that make no sense."""
-        for name in ("lr", "relearn_steps"):
-            if getattr(self, name) < 0:
-                raise UserError(f"setting linear.{name}={getattr(self, name)}", "give at least 0")
+        check_least(self, "linear", lr=0, relearn_steps=0)
 
 
 @HEADS.register("linear")

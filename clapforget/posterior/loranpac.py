@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from clapforget.errors import UserError
+from clapforget.errors import UserError, check_least
 from clapforget.posterior.feature_map import RandomReLU
 from clapforget.posterior.head import HEADS, Change
 from clapforget.posterior.low_rank import LowRankSums
@@ -47,15 +47,11 @@ class LoRanPACSettings:
 
     def __post_init__(self) -> None:
         """:raises UserError: for numbers that make no sense."""
-        for name in ("features", "rank"):
-            if getattr(self, name) < 1:
-                raise UserError(f"setting loranpac.{name}={getattr(self, name)}", "give at least 1")
+        check_least(self, "loranpac", features=1, rank=1, ridge=0)
         if not 0 <= self.truncation < 1:
             raise UserError(
                 f"setting loranpac.truncation={self.truncation}", "give a part, below 1"
             )
-        if self.ridge < 0:
-            raise UserError(f"setting loranpac.ridge={self.ridge}", "give at least 0")
 
 
 @HEADS.register("loranpac")

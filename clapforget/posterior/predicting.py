@@ -58,7 +58,7 @@ def _answer(head: VariationalHead, v: Tensor, weights: ClassWeights) -> Predicti
         mean, std = (part.squeeze(-2) for part in head.logits(weights, v[:, None]))
     else:
         mean, std = head.logits(weights, v)
-    mean = mean + head.offset(v)
+    mean = head.shifted(mean, v)
     variance = std.square().sum(-1)
     if s.hierarchical:
         variance = variance.mean(0) + mean.var(0, unbiased=False).sum(-1)

@@ -35,7 +35,7 @@ class PromptedHead(TrainedHead):
         return torch.optim.SGD([{**group, "lr": rate * self.prompt.settings.lr}])
 
     def logits(self, v: Tensor) -> Tensor:
-        return self.scale * v @ self.text.T + self.offset(v)
+        return self.shifted(self.scale * v @ self.text.T, v)
 
     def loss(self, logits: Tensor, v: Tensor, y: Tensor) -> Tensor:
         assert self.prompt is not None

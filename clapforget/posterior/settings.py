@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from clapforget.errors import UserError
+from clapforget.errors import UserError, check_least
 
 __all__ = ["ClapSettings"]
 
@@ -74,13 +74,19 @@ class ClapSettings:
 
     def __post_init__(self) -> None:
         """:raises UserError: for numbers that make no sense and options that exclude each other."""
-        for name, least in (("samples", 1), ("top_samples", 1), ("heads", 1), ("feedforward", 1),
-                            ("dropout", 0), ("kl_weight", 0), ("language_weight", 0),
-                            ("distillation_weight", 0), ("orthogonality_weight", 0)):  # fmt: skip
-            if getattr(self, name) < least:
-                raise UserError(
-                    f"setting clap.{name}={getattr(self, name)}", f"give at least {least}"
-                )
+        check_least(
+            self,
+            "clap",
+            samples=1,
+            top_samples=1,
+            heads=1,
+            feedforward=1,
+            dropout=0,
+            kl_weight=0,
+            language_weight=0,
+            distillation_weight=0,
+            orthogonality_weight=0,
+        )
         if not 0 < self.prior_context <= 1:
             raise UserError(
                 f"setting clap.prior_context={self.prior_context}",

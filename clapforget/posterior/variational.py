@@ -95,7 +95,7 @@ class VariationalHead(GuidedHead):
         :param noise: see :meth:`draw`. :param top: the global latent, as :meth:`posterior` gave it.
         """
         mean, std = self.logits(weights, v)
-        mean = mean + self.offset(v)
+        mean = self.shifted(mean, v)
         logits = mean.unsqueeze(-3) + std.unsqueeze(-3) * noise.logits
         logits = logits.masked_fill(self.retired, -torch.inf).flatten(0, -3)
         mean_latent = weights.mu + weights.sigma * noise.mean_latent

@@ -37,7 +37,7 @@ class AttriCLIP(Prompt):
     by_image = True
 
     def __init__(self, clip: Clip, settings: PromptSettings, seed: int) -> None:
-        super().__init__(clip, settings, seed)
+        super().__init__(clip, settings)
         width, rng = token_embedding(clip).weight.shape[1], generator_for(seed, 42)
         n = settings.bank
         self.prompts = nn.Parameter(0.02 * torch.randn(n, self.length, width, generator=rng))

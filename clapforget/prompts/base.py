@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clapforget.clip import Clip
-from clapforget.errors import UserError
+from clapforget.errors import UserError, check_least
 from clapforget.registry import Registry
 
 __all__ = ["PROMPTS", "Prompt", "PromptSettings", "make_prompt"]
@@ -45,12 +45,17 @@ class PromptSettings:
 
     def __post_init__(self) -> None:
         """:raises UserError: for numbers that make no sense."""
-        for name, least in (("length", 0), ("lr", 0), ("bank", 1), ("top", 1), ("depth", 1),
-                            ("key_weight", 0), ("orthogonality_weight", 0)):  # fmt: skip
-            if getattr(self, name) < least:
-                raise UserError(
-                    f"setting prompt.{name}={getattr(self, name)}", f"give at least {least}"
-                )
+        check_least(
+            self,
+            "prompt",
+            length=0,
+            lr=0,
+            bank=1,
+            top=1,
+            depth=1,
+            key_weight=0,
+            orthogonality_weight=0,
+        )
         if self.top > self.bank:
             raise UserError(
                 f"setting prompt.top={self.top} of a bank of {self.bank}", "choose fewer"
@@ -74,14 +79,16 @@ class Prompt(nn.Module, ABC):
     texts: Tensor
     """Class texts as last worded, unit norm [C, d]; a retired class's are zero. Empty ``by_image``."""
 
-    def __init__(self, clip: Clip, settings: PromptSettings, seed: int) -> None:
-        """:param seed: of the start. :raises UserError: if the model has no place for such prompts."""
+    def __init__(self, clip: Clip, settings: PromptSettings) -> None:
+        """A style's own takes the seed of its start as well.
+
+        :raises UserError: if the model has no place for such prompts.
+        """
         super().__init__()
         self.settings = settings
         room = clip.tokenize(["a"]).shape[1] - _NAME
         self.length = settings.length or max(1, min(self.own_length, room // self.parts))
         self.register_buffer("texts", torch.zeros(0, clip.width))
-        del seed
 
     @property
     def parts(self) -> int:
@@ -100,7 +107,7 @@ class Prompt(nn.Module, ABC):
 
     def similarity(self, v: Tensor) -> Tensor:
         """Cosines [B, C] of image features v [B, d] with the texts worded for each of them."""
-        raise NotImplementedError(f"{type(self).__name__} words classes alike for all images")
+        return v @ self.texts.T
 
     def penalty(self, v: Tensor) -> Tensor:
         """What is added to the loss of a batch of image features v [B, d]. Scalar."""
@@ -115,8 +122,10 @@ class Prompt(nn.Module, ABC):
         return {"params": list(self.parameters()), "lr": self.settings.lr, "momentum": 0.9}
 
 
-PROMPTS: Registry[type[Prompt]] = Registry("prompt style", "clapforget.prompts")
-"""Styles by name."""
+PROMPTS: Registry[Callable[[Clip, PromptSettings, int], Prompt]] = Registry(
+    "prompt style", "clapforget.prompts"
+)
+"""Styles by name: ``style(clip, settings, seed)``."""
 
 
 def make_prompt(clip: Clip, settings: PromptSettings | None, seed: int) -> Prompt | None:

@@ -29,7 +29,7 @@ class CoOp(Prompt):
     own_length = 12
 
     def __init__(self, clip: Clip, settings: PromptSettings, seed: int) -> None:
-        super().__init__(clip, settings, seed)
+        super().__init__(clip, settings)
         width = token_embedding(clip).weight.shape[1]
         start = 0.02 * torch.randn(self.length, width, generator=generator_for(seed, 41))
         self.context = nn.Parameter(start)

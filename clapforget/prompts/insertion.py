@@ -20,14 +20,10 @@ from clapforget.errors import UserError
 __all__ = ["encode_prompted", "in_images", "in_text", "prompt_tokens", "text_blocks", "vision"]
 
 
-def _text_tower(clip: Clip) -> Any:
-    return getattr(clip.model, "text", clip.model)
-
-
 def token_embedding(clip: Clip) -> nn.Embedding:
     """The table of token vectors. :raises UserError: if the text tower shows none."""
-    table = getattr(_text_tower(clip), "token_embedding", None)
-    if not isinstance(table, nn.Embedding):
+    table = clip.token_table
+    if table is None:
         raise UserError(
             f"the text tower of model {clip.name} takes no token vectors",
             "use a model with open_clip's own text tower, or prompt.style=hand-crafted",
@@ -37,7 +33,7 @@ def token_embedding(clip: Clip) -> nn.Embedding:
 
 def text_blocks(clip: Clip) -> Sequence[nn.Module]:
     """The text tower's layers."""
-    return _text_tower(clip).transformer.resblocks
+    return clip.text_tower.transformer.resblocks
 
 
 def vision(clip: Clip) -> Any:
@@ -79,7 +75,7 @@ def in_text(clip: Clip, layers: Sequence[Tensor]) -> Iterator[None]:
     :param layers: what is put before each of the first layers, [n, width] each, or [rows, n, width]
         for the batch that is encoded.
     """
-    tower = _text_tower(clip)
+    tower = clip.text_tower
 
     def put(x: Tensor, vectors: Tensor, batch_first: bool) -> Tensor:
         x = x if batch_first else x.transpose(0, 1)

@@ -42,7 +42,7 @@ class MaPLe(Prompt):
     changes_images = True
 
     def __init__(self, clip: Clip, settings: PromptSettings, seed: int) -> None:
-        super().__init__(clip, settings, seed)
+        super().__init__(clip, settings)
         table, visual = token_embedding(clip).weight, vision(clip)
         width, visual_width = table.shape[1], visual.conv1.out_channels
         layers = len(text_blocks(clip)), len(visual.transformer.resblocks)

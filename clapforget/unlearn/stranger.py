@@ -51,7 +51,6 @@ from clapforget.unlearn.strangers import (
     own_tokens,
     strange_words,
     text_tokens,
-    token_embedding,
 )
 
 __all__ = ["Stranger", "StrangerSettings"]
@@ -140,7 +139,7 @@ class Stranger(Forgetter):
         texts = [t.format(name) for name in kept for t in task.templates]
         texts += [t.format("") for t in task.templates]
         v = clip.encode_image(task.forget.images)
-        known = self.settings.rows and token_embedding(clip) is not None
+        known = self.settings.rows and clip.token_table is not None
         concepts = []
         for group in groups:
             wanted = torch.tensor([name in set(group) for name in task.forget.names])
@@ -154,9 +153,9 @@ class Stranger(Forgetter):
         rest: Tensor | None, rng: torch.Generator,
     ) -> list[float]:  # fmt: skip
         """Draw the own tokens' rows of every concept anew, in place; return the levels."""
-        table = token_embedding(changed)
-        if not concepts or table is None:
+        if not concepts or changed.token_table is None:
             return []
+        table = changed.token_table.weight
         strange = table[text_tokens(changed, words)].float()
         mean, std = strange.mean(0), strange.std(0)
         ids = torch.cat([c.own for c in concepts]).unique()

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clapforget.clip import Clip
 
-__all__ = ["choose_stand_ins", "own_tokens", "strange_words", "text_tokens", "token_embedding"]
+__all__ = ["choose_stand_ins", "own_tokens", "strange_words", "text_tokens"]
 
 _CONSONANTS, _VOWELS = "bdfghjklmnprstvz", "aeiou"
 _DRAWN = 16
 """Words drawn for each that is wanted, so that some share no token."""
-
-
-def token_embedding(clip: Clip) -> Tensor | None:
-    """The text tower's table of token embeddings [tokens, width]; None where it is not known."""
-    model: Any = clip.model
-    table = getattr(getattr(model, "text", model), "token_embedding", None)
-    return table.weight if isinstance(table, nn.Embedding) else None
 
 
 def text_tokens(clip: Clip, texts: Sequence[str]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clapforget.scenarios.requests import Learn, Request
+from clapforget.scenarios.requests import Forget, Learn, Request
 from clapforget.scenarios.sequences.base import Material, named_sequence
 
 __all__ = ["relearn"]
@@ -15,5 +15,4 @@ def relearn(material: Material) -> list[Request]:
     requests: list[Request] = [Learn(task) for task in tasks[: max(len(tasks) - 1, 1)]]
     forget = material.forget_one(requests, 2)
     requests += [forget, *[Learn(task) for task in tasks[1:][-1:]], Learn(forget.classes)]
-    kind = type(forget)
-    return [*requests, kind(forget.classes[:1])]
+    return [*requests, Forget(forget.classes[:1])]

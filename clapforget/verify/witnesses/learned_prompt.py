@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from clapforget.clip import Clip
+from clapforget.prompts.insertion import encode_prompted
 from clapforget.seeding import generator_for
 from clapforget.verify.material import Material, Part
 from clapforget.verify.reading import Reading, read, witness
@@ -28,10 +26,10 @@ def learned_prompt(subject: Subject, m: Material, seed: int) -> list[Reading]:
     """Zero-shot accuracy with four context vectors before the name, learned by Adam on five attack
     images of each forgotten and each unseen class with the weights frozen (CoOp, Zhou et al. 2022).
 
-    Needs a text tower with a ``token_embedding`` (all of open_clip's own); else it is left out.
+    Needs a text tower with a table of token vectors (all of open_clip's own); else it is left out.
     """
     given = [m.shots[k].first(_SHOTS) for k in ("forget", "unseen") if k in m.shots]
-    if not given or _embedding(subject.clip) is None:
+    if not given or subject.clip.token_table is None:
         return []
     part = Part(torch.cat([p.images for p in given]), torch.cat([p.labels for p in given]))
     labels = some_names(m, part.classes(), seed)
@@ -47,13 +45,6 @@ def learned_prompt(subject: Subject, m: Material, seed: int) -> list[Reading]:
                  role="accuses", margin=0.5)]  # fmt: skip
 
 
-def _embedding(clip: Clip) -> nn.Module | None:
-    model: Any = clip.model
-    return getattr(model, "token_embedding", None) or getattr(
-        getattr(model, "text", None), "token_embedding", None
-    )
-
-
 def learn_context(
     subject: Subject, part: Part, names: list[str], targets: list[int], seed: int
 ) -> Tensor:
@@ -62,29 +53,20 @@ def learn_context(
     :param targets: place in ``names`` of each image of ``part``.
     """
     clip = subject.clip
-    embedding = _embedding(clip)
-    assert embedding is not None
+    assert clip.token_table is not None
     tokens = clip.tokenize([" ".join(["a"] * _CONTEXT) + " " + name for name in names])
-    start: Tensor = embedding.weight[tokens[0, 1]].detach()  # type: ignore[index, assignment]
+    start = clip.token_table.weight[tokens[0, 1]].detach()
     rng = generator_for(seed, 33)
     noise = torch.randn(_CONTEXT, len(start), generator=rng).to(start)
     context = (start + noise * start.std()).requires_grad_(True)
-
-    def put(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        wide = context.expand(len(output), -1, -1)
-        return torch.cat([output[:, :1], wide, output[:, 1 + _CONTEXT :]], 1)
-
     features = subject.features(part)
     target = torch.tensor(targets, device=features.device)
     optimizer = torch.optim.Adam([context], lr=_LR)
-    handle = embedding.register_forward_hook(put)
-    try:
-        for _ in range(_STEPS):
-            loss = F.cross_entropy(clip.scale * features @ clip.encode_tokens(tokens).T, target)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        with torch.no_grad():
-            return clip.encode_tokens(tokens)
-    finally:
-        handle.remove()
+    for _ in range(_STEPS):
+        text = encode_prompted(clip, tokens, [context])
+        loss = F.cross_entropy(clip.scale * features @ text.T, target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        return encode_prompted(clip, tokens, [context])

@@ -89,14 +89,21 @@ def posterior(subject: Subject, m: Material, seed: int) -> list[Reading]:
     divisor = temperature(subject.clip.scale * v @ text.T, fitted_on.labels.to(v.device))
     laplace = KroneckerLaplace(v, text, subject.clip.scale / divisor)
 
+    known: dict[Part, Tensor] = {}
+
+    def draws(part: Part) -> Tensor:
+        if part not in known:
+            known[part] = laplace.draws(subject.features(part), generator_for(seed, 34))
+        return known[part]
+
     def score(name: str, part: Part) -> Tensor:
-        return SCORES[name](laplace.draws(subject.features(part), generator_for(seed, 34)))
+        return SCORES[name](draws(part))
 
     def energy(part: Part) -> Tensor:
         return (laplace.scale * subject.features(part) @ text.T).logsumexp(1)
 
     def mean_probs(part: Part) -> Tensor:
-        return laplace.draws(subject.features(part), generator_for(seed, 34)).mean(0)
+        return draws(part).mean(0)
 
     calibration = m.test["retain"]
     own = mean_probs(calibration).gather(1, calibration.labels.to(v.device)[:, None])[:, 0]

@@ -1,0 +1,160 @@
+"""``clapforget bench``: one command a bench."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from clapforget.cli_values import Json, Markdown, parse_numbers, parse_settings, say
+from clapforget.errors import UserError
+
+__all__ = ["bench"]
+
+bench = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
+
+
+@bench.command("learn")
+def bench_learn(
+    json_file: Json = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each side of a ratio.")] = 15,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small sizes, to see that it runs.")
+    ] = False,
+) -> None:
+    """Learning: the fast path against the released program's arithmetic, and what goes around it."""
+    from clapforget.bench.learn import measure
+
+    _measured(lambda: measure(rounds, quick, lambda line: say(f"measuring: {line}")), json_file)
+
+
+@bench.command("methods")
+def bench_methods(
+    scenario: Annotated[str, typer.Argument(help="Whose data and tasks.")],
+    methods: Annotated[
+        list[str],
+        typer.Option("--method", help="STRATEGY[:PRESET][,GROUP.NAME=VALUE ...]; may be repeated."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the runs' folders; finished ones are kept.")],
+    data: Annotated[
+        str | None, typer.Option(help="Where the data is, for scenarios that need some.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1,2,3,4",
+    sequence: Annotated[str, typer.Option(help="Requests, or a named sequence.")] = "learn-only",
+    per_class: Annotated[
+        int, typer.Option(min=0, help="Training images a class, drawn with the seed; 0: all.")
+    ] = 0,
+    reference: Annotated[
+        str, typer.Option(help="Method that differences are to; default: the last.")
+    ] = "",
+    json_file: Json = None,
+    markdown_file: Markdown = None,
+) -> None:
+    """Learning methods on the same streams: accuracy, calibration, novelty, with intervals."""
+    from clapforget.bench.methods import markdown, measure
+
+    numbers = parse_numbers(seeds, "--seeds") or []
+    _measured(
+        lambda: measure(
+            scenario, methods, numbers, out, data, sequence, per_class, reference, parse_settings, say
+        ),
+        json_file, markdown, markdown_file,
+    )  # fmt: skip
+
+
+@bench.command("forget")
+def bench_forget(
+    json_file: Json = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each side of a ratio.")] = 5,
+    pairs: Annotated[
+        int, typer.Option(min=64, help="Pairs to forget, and as many to keep, on ViT-B-32.")
+    ] = 256,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small model and two methods, to see that it runs.")
+    ] = False,
+) -> None:
+    """Forgetting: what is computed once against the plain way, and what each method costs."""
+    from clapforget.bench.forget import measure
+
+    _measured(
+        lambda: measure(rounds, quick, pairs, lambda line: say(f"measuring: {line}")), json_file
+    )
+
+
+@bench.command("forgetters")
+def bench_forgetters(
+    twin_cache: Annotated[
+        Path, typer.Option(help="Folder of trained twins; missing ones are trained (minutes each).")
+    ],
+    seeds: Annotated[str, typer.Option(help="Of the requests, comma-separated.")] = "0,1,2",
+    methods: Annotated[
+        str, typer.Option(help="NAME or NAME:PRESET, comma-separated; default: all.")
+    ] = "",
+    draws: Annotated[
+        int, typer.Option(min=1, help="Draws of images to relearn from, to average over.")
+    ] = 1,
+    json_file: Json = None,
+    markdown_file: Markdown = None,
+) -> None:
+    """Forgetters on the lab: all on the same requests, beside twins that never saw the classes."""
+    from clapforget.bench.forgetters import markdown, measure
+
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    numbers = parse_numbers(seeds, "--seeds") or []
+    _measured(
+        lambda: measure(numbers, twin_cache, names, say, True, draws),
+        json_file, markdown, markdown_file,
+    )  # fmt: skip
+
+
+@bench.command("verify")
+def bench_verify(
+    json_file: Json = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Some cheap kinds, one seed, the quick level.")
+    ] = False,
+    seeds: Annotated[str, typer.Option(help="Which of the five, with commas between.")] = "",
+    level: Annotated[str, typer.Option(help="Of the verifier: quick or full.")] = "full",
+    methods: Annotated[
+        bool, typer.Option("--methods", help="Instead: every forgetter before the verifier.")
+    ] = False,
+) -> None:
+    """Verifying: cases whose truth is known by construction, and how the verifier fares on them."""
+    from clapforget.bench.verify import measure
+    from clapforget.bench.verify_methods import measure_methods
+
+    if level not in ("quick", "full"):
+        raise UserError(f"unknown level {level!r}", "choose quick or full")
+    chosen = parse_numbers(seeds) if seeds else None
+    if methods:
+        _measured(lambda: measure_methods(level, say), json_file)  # type: ignore[arg-type]
+        return
+    _measured(lambda: measure(quick, say, chosen, level), json_file)  # type: ignore[arg-type]
+
+
+def _measured(
+    measure: Callable[[], dict[str, Any]], json_file: Path | None,
+    table: Callable[[dict[str, Any]], str] | None = None, markdown_file: Path | None = None,
+) -> None:  # fmt: skip
+    """What is measured, printed, and written where it is wanted.
+
+    :param table: of what is measured, in Markdown.
+    :raises UserError: before anything is measured, for a file that can't be written.
+    """
+    for option, file in (("--json", json_file), ("--markdown", markdown_file)):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise UserError(f"{option} {file}: there is no such folder", "make it first")
+        if file is not None and file.exists():
+            raise UserError(f"{file} exists already", f"choose another {option}")
+    found = measure()
+    text = json.dumps(found, indent=2)
+    say(text)
+    if json_file is not None:
+        json_file.write_text(text + "\n")
+    if table is not None:
+        say(table(found))
+        if markdown_file is not None:
+            markdown_file.write_text(table(found))
