@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,6 +119,19 @@ class FolderSource(Source):
         self.images, self.labels = train[0][keep], train[1][keep]
         self.test = test
         self.flip = flip
+
+    @classmethod
+    def of(cls, data: Any, excluded: Sequence[int] = (), flip: bool | None = None) -> FolderSource:
+        """The known classes of an :class:`~clapforget.scenarios.ImageData`, or all of them."""
+        train, test = (
+            (split.images(torch.arange(len(split))), split.targets)
+            for split in (data.train, data.test)
+        )
+        classes = range(data.num_classes) if data.known is None else sorted(data.known)
+        return cls(
+            data.name, train, test, data.class_names, data.templates, classes, excluded,
+            data.flip if flip is None else flip,
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.labels)

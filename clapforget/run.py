@@ -141,21 +141,9 @@ def pretrain_source(source: str, data: Path | None, exclude: list[str]) -> tuple
     if source == "folder" and data is None:
         raise UserError("source folder needs --data DIR", "name a folder with train/ and test/")
     images = cifar100(data) if source == "cifar100" else folder(data or "", size=32)
-    known = sorted(images.known) if images.known is not None else list(range(images.num_classes))
     excluded = [images.label_of(name) for name in exclude]
-    whole = [
-        (split.images(torch.arange(len(split))), split.targets)
-        for split in (images.train, images.test)
-    ]
-    return "cifar100-tiny", FolderSource(
-        images.name,
-        whole[0],
-        whole[1],
-        images.class_names,
-        images.templates,
-        known,
-        excluded,
-        images.flip or source == "folder",
+    return "cifar100-tiny", FolderSource.of(
+        images, excluded, flip=images.flip or source == "folder"
     )
 
 

@@ -16,12 +16,12 @@ from clapforget import lab
 from clapforget.clip import Clip
 from clapforget.loading import load_clip, shipped_card
 from clapforget.pretrain import PretrainSettings, pretrain
-from clapforget.pretrain_data import LabSource
+from clapforget.pretrain_data import LabSource, Source
 from clapforget.scenarios import Forget, Learn, Request, Scenario
 from clapforget.strategies.measure import event_metrics, snapshot
 from clapforget.verify import Evidence, Observation, Views, observe, statistics
 
-__all__ = ["TwinResult", "compare_with_twin", "retrained_lab", "twin_backbone", "twin_requests"]
+__all__ = ["TwinResult", "compare_with_twin", "retrained", "twin_backbone", "twin_requests"]
 
 
 @dataclass
@@ -67,27 +67,26 @@ def twin_backbone(
         return base, "shares the backbone, which never knew the forgotten classes"
     if base.name != "lab-tiny" or base.pretrained != "built-in":
         return base, "shares the backbone, which was pretrained with the forgotten classes"
-    path = retrained_lab(base, known, progress=progress)
+    path = retrained(base, LabSource(excluded=known), progress=progress)
     names = ", ".join(lab.class_names()[c] for c in known)
     return load_clip(str(path), device=str(base.device)), f"backbone trained again without {names}"
 
 
-def retrained_lab(
-    base: Clip, excluded: list[int], root: Path | None = None, progress: bool = True
-) -> Path:
-    """The weights file of ``lab-tiny`` trained again without some classes, its card beside it.
+def retrained(base: Clip, source: Source, root: Path | None = None, progress: bool = True) -> Path:
+    """The weights file of a built-in model trained again without some classes, its card beside it.
 
-    :param excluded: canonical ids, sorted. :param root: where trained ones are kept; default: the
-        user's cache folder.
+    :param base: the built-in model as it is shipped: its card says the settings.
+    :param source: what it was trained on, without what the twin is not to see.
+    :param root: where trained ones are kept; default: the user's cache folder.
     """
-    settings = PretrainSettings(**shipped_card("lab-tiny")["settings"])
+    settings = PretrainSettings(**shipped_card(base.name)["settings"])
     key = hashlib.sha256(
-        json.dumps([excluded, vars(settings), base.fingerprint()]).encode()
+        json.dumps([list(source.excluded), vars(settings), base.fingerprint()]).encode()
     ).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    path = (root or cache / "clapforget" / "twins") / f"lab-tiny-{key}.safetensors"
+    path = (root or cache / "clapforget" / "twins") / f"{base.name}-{key}.safetensors"
     if not path.exists():
-        pretrain("lab-tiny", LabSource(excluded=excluded), settings, path, progress=progress)
+        pretrain(base.name, source, settings, path, progress=progress)
     return path
 
 

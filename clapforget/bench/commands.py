@@ -89,6 +89,8 @@ def bench_forgetters(
     twin_cache: Annotated[
         Path, typer.Option(help="Folder of trained twins; missing ones are trained (minutes each).")
     ],
+    scenario: Annotated[str, typer.Option(help="lab or cifar100.")] = "lab",
+    data: Annotated[str | None, typer.Option(help="Folder of CIFAR-100's images.")] = None,
     seeds: Annotated[str, typer.Option(help="Of the requests, comma-separated.")] = "0,1,2",
     methods: Annotated[
         str, typer.Option(help="NAME or NAME:PRESET, comma-separated; default: all.")
@@ -99,13 +101,13 @@ def bench_forgetters(
     json_file: Json = None,
     markdown_file: Markdown = None,
 ) -> None:
-    """Forgetters on the lab: all on the same requests, beside twins that never saw the classes."""
+    """Forgetters: all on the same requests, beside twins that never saw the classes."""
     from clapforget.bench.forgetters import markdown, measure
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
     numbers = parse_numbers(seeds, "--seeds") or []
     _measured(
-        lambda: measure(numbers, twin_cache, names, say, True, draws),
+        lambda: measure(numbers, twin_cache, names, say, True, draws, scenario, data),
         json_file, markdown, markdown_file,
     )  # fmt: skip
 

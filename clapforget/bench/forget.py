@@ -30,13 +30,14 @@ import numpy as np
 import torch
 
 from clapforget import lab
-from clapforget.bench.lab_request import lab_pairs
 from clapforget.bench.memory import PeakMemory
 from clapforget.bench.plain_forget import PlainBatches
 from clapforget.bench.timing import in_turn
+from clapforget.bench.twin_request import pairs_of
 from clapforget.clip import Clip
 from clapforget.loading import build_clip, load_clip
 from clapforget.prefix import Prefix
+from clapforget.scenarios.lab_data import lab as lab_data
 from clapforget.seeding import generator_for
 from clapforget.unlearn import FORGETTERS, ForgetTask, Pairs, make_forgetter
 from clapforget.unlearn.batches import Batches
@@ -96,7 +97,8 @@ def caption_task(side: int, pairs: int, seed: int = 0) -> ForgetTask:
 def class_task(per_class: int, seed: int = 0) -> ForgetTask:
     """A class of the lab to forget (100 images), nineteen to keep."""
     known = sorted(lab.known_classes())[:20]
-    forget, retain = lab_pairs(known[:1], 100, seed), lab_pairs(known[1:], per_class, seed)
+    data = lab_data(100, 1, seed=seed)
+    forget, retain = pairs_of(data, known[:1], 100), pairs_of(data, known[1:], per_class)
     return ForgetTask(forget, retain, lab.TEMPLATES, lab.class_names(), seed)
 
 

@@ -1,8 +1,9 @@
-"""``clapforget bench forgetters``: every forgetter on the same lab requests, beside real twins.
+"""``clapforget bench forgetters``: every forgetter on the same requests, beside real twins.
 
-A twin is ``lab-tiny`` trained again without the forgotten classes, once for each request, and kept in a
-folder. All methods run at their defaults; nothing here is seen by a method. Requests and what is seen of
-the outcome: :mod:`clapforget.bench.lab_request`.
+On the lab with ``lab-tiny``, or on CIFAR-100 with ``cifar100-tiny``. A twin is that model trained again
+without the forgotten classes, once for each request, and kept in a folder. All methods run at their
+defaults; nothing here is seen by a method. Requests and what is seen of the outcome:
+:mod:`clapforget.bench.twin_request`.
 
 ================  ==================================================================================
 forget            forget accuracy − the twin's
@@ -32,9 +33,12 @@ import numpy as np
 from scipy.integrate import trapezoid
 
 from clapforget.bench.cells import cell, cell_text
-from clapforget.bench.lab_request import AT, LabRequest, Look, curve_area
+from clapforget.bench.twin_request import AT, Look, TwinRequest, curve_area, lab_request
+from clapforget.errors import UserError
 from clapforget.loading import load_clip, shipped_card
-from clapforget.strategies.twin import retrained_lab
+from clapforget.pretrain_data import FolderSource, LabSource, Source
+from clapforget.scenarios.cifar100_data import cifar100
+from clapforget.strategies.twin import retrained
 from clapforget.unlearn import FORGETTERS, make_forgetter
 
 __all__ = ["MUST_HOLD", "compare", "markdown", "measure"]
@@ -51,27 +55,32 @@ MUST_HOLD = {
 def measure(
     seeds: Sequence[int], twins: Path, methods: Sequence[str] = (),
     say: Callable[[str], None] = lambda line: None, progress: bool = True, draws: int = 1,
+    scenario: str = "lab", data: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """All figures, as plain values.
 
     :param seeds: of the requests. :param twins: folder of the trained twins; missing ones are
         trained, which takes minutes each. :param methods: ``NAME`` or ``NAME:PRESET``; default: all.
     :param draws: of images to relearn from; the curves are means over them.
+    :param scenario: ``lab`` or ``cifar100``. :param data: folder of the latter.
+    :raises UserError: for another scenario, an unknown method, or data that is not there.
     """
-    base = load_clip("lab-tiny")
-    whole = float(shipped_card("lab-tiny")["seconds"])
+    weights, make = _world(scenario, data)
+    forgetters = {method: make_forgetter(method) for method in methods or FORGETTERS.names()}
+    base = load_clip(weights)
+    whole = float(shipped_card(weights)["seconds"])
     requests: list[dict[str, Any]] = []
     rows: dict[str, list[dict[str, float]]] = {}
     for seed in seeds:
-        request = LabRequest(seed, draws)
-        path = retrained_lab(base, request.forget, twins, progress)
+        request, source = make(seed, draws)
+        path = retrained(base, source, twins, progress)
         other = load_clip(str(path))
         before, twin = request.look(base), request.look(other)
         rows.setdefault(TWIN, []).append(compare(before, request.look(other, True), twin, 1.0))
         looks: dict[str, dict[str, Any]] = {"before": asdict(before), "twin": asdict(twin)}
-        for method in methods or FORGETTERS.names():
+        for method, forgetter in forgetters.items():
             began = time.perf_counter()
-            clip = make_forgetter(method).unlearn(base, request.task).clip
+            clip = forgetter.unlearn(base, request.task).clip
             seconds = time.perf_counter() - began
             after = request.look(clip)
             looks[method] = asdict(after) | {"seconds": round(seconds, 2)}
@@ -82,11 +91,37 @@ def measure(
             "seed": seed, "forget": request.forget, "memory": request.memory,
             "neighbours": request.neighbours, "looks": looks,
         })  # fmt: skip
-    return {"seeds": list(seeds), "draws": draws, "table": _table(rows), "requests": requests}
+    return {
+        "scenario": scenario, "weights": weights, "seeds": list(seeds), "draws": draws,
+        "table": _table(rows), "requests": requests,
+    }  # fmt: skip
+
+
+def _world(
+    scenario: str, data: str | None
+) -> tuple[str, Callable[[int, int], tuple[TwinRequest, Source]]]:
+    """The shipped weights, and what makes a request with what its twin is trained on."""
+    if scenario == "lab":
+
+        def on_lab(seed: int, draws: int) -> tuple[TwinRequest, Source]:
+            request = lab_request(seed, draws)
+            return request, LabSource(excluded=request.forget)
+
+        return "lab-tiny", on_lab
+    if scenario != "cifar100":
+        raise UserError(f"there are no twins for {scenario!r}", "choose lab or cifar100")
+    images = cifar100(data)
+
+    def on_cifar(seed: int, draws: int) -> tuple[TwinRequest, Source]:
+        request = TwinRequest(images, seed, draws)
+        return request, FolderSource.of(images, request.forget)
+
+    return "cifar100-tiny", on_cifar
 
 
 def compare(before: Look, after: Look, twin: Look, seconds: float) -> dict[str, float]:
-    """One method's figures on one request, by the names of the module's table."""
+    """One method's figures on one request, by the names of the module's table; of data without captions
+    those that need none."""
     area = trapezoid(np.abs(np.subtract(after.curve, twin.curve)), AT) / AT[-1]
     known = [
         abs(after.trained_forget - twin.trained_forget),
@@ -94,18 +129,23 @@ def compare(before: Look, after: Look, twin: Look, seconds: float) -> dict[str, 
         abs((after.retain + 2 * after.bystanders) - (twin.retain + 2 * twin.bystanders)) / 3,
         abs(curve_area(after.curve) - curve_area(twin.curve)),
     ]
-    return {
+    found = {
         "forget": after.forget - twin.forget,
-        "captioned": after.captioned - twin.captioned,
+        "captioned": _minus(after.captioned, twin.captioned),
         "retain": twin.retain - after.retain,
         "neighbours": twin.neighbours - after.neighbours,
         "bystanders": before.bystanders - after.bystanders,
         "cosine": abs(after.cosine - twin.cosine),
         "relearning": float(area),
-        "retrieval": before.retrieval - after.retrieval,
+        "retrieval": _minus(before.retrieval, after.retrieval),
         "seconds": seconds,
         "gap": sum(known) / len(known),
     }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _minus(left: float | None, right: float | None) -> float | None:
+    return None if left is None or right is None else left - right
 
 
 def _table(rows: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, Any]]:
@@ -115,7 +155,7 @@ def _table(rows: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, Any]]
         cells: dict[str, Any] = {}
         for name in of[0]:
             cells[name] = cell([row[name] for row in of])
-        cells["fails"] = [n for n, most in MUST_HOLD.items() if cells[n]["mean"] > most]
+        cells["fails"] = [n for n in MUST_HOLD if n in cells and cells[n]["mean"] > MUST_HOLD[n]]
         found[method] = cells
     return dict(
         sorted(found.items(), key=lambda item: (len(item[1]["fails"]), item[1]["gap"]["mean"]))
@@ -124,11 +164,13 @@ def _table(rows: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, Any]]
 
 def markdown(found: dict[str, Any]) -> str:
     """The table, best first: means with the half width of their interval."""
-    names = [*MUST_HOLD, "gap"]
+    first = next(iter(found["table"].values()))
+    names = [name for name in (*MUST_HOLD, "gap") if name in first]
+    most = [f"{MUST_HOLD[name]:.2f}" for name in names[:-1]]
     lines = [
         "| | " + " | ".join(names) + " |",
         "|---" * (len(names) + 1) + "|",
-        "| *at most* | " + " | ".join(f"{v:.2f}" for v in MUST_HOLD.values()) + " | *smallest* |",
+        "| *at most* | " + " | ".join(most) + " | *smallest* |",
     ]
     for method, cells in found["table"].items():
         shown = []

@@ -8,14 +8,16 @@ import torch
 from scipy import stats
 
 from clapforget import lab
-from clapforget.bench.forgetters import MUST_HOLD, _table, compare, markdown
-from clapforget.bench.lab_request import AT, LabRequest, Look, curve_area
+from clapforget.bench.forgetters import MUST_HOLD, _table, compare, markdown, measure
+from clapforget.bench.twin_request import AT, Look, TwinRequest, curve_area, lab_request, pairs_of
+from clapforget.errors import UserError
+from clapforget.scenarios.lab_data import lab as lab_data
 
 
 @pytest.fixture(scope="module")
-def request_one() -> LabRequest:
+def request_one() -> TwinRequest:
     """Two classes to forget."""
-    return LabRequest(1)
+    return lab_request(1)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def test_what_a_method_is_shown_and_what_it_is_judged_by(request_one) -> None:
     assert set(r.task.retain.names) == set(names)
     shown = {image.numpy().tobytes() for image in torch.cat([r.task.forget.images, r.task.retain.images])}  # fmt: skip
     assert not any(image.numpy().tobytes() in shown for image in r._images)
-    assert [len(LabRequest(seed).forget) for seed in (0, 2)] == [1, 3]
+    assert [len(lab_request(seed).forget) for seed in (0, 2)] == [1, 3]
 
 
 def test_the_built_in_model_knows_all_of_it(before) -> None:
@@ -84,3 +86,29 @@ def test_the_table_has_intervals_and_marks_what_fails() -> None:
     lines = markdown({"table": table}).splitlines()
     assert len(lines) == 5 and "**0.400 ±" in lines[4] and "**" not in lines[3]
     assert np.all([line.count("|") == len(MUST_HOLD) + 3 for line in lines])
+
+
+def test_data_without_captions_has_no_column_of_them(lab_clip) -> None:
+    data = replace(lab_data(110, 5, seed=2), captions=None)
+    request = TwinRequest(data, 1)
+    seen = request.look(lab_clip)
+    assert seen.captioned is None and seen.retrieval is None and seen.forget > 0.9
+    row = compare(seen, seen, seen, 0.0)
+    assert set(MUST_HOLD) - set(row) == {"captioned", "retrieval"}
+    lines = markdown({"table": _table({"nothing": [row] * 2})}).splitlines()
+    assert "captioned" not in lines[0] and len({line.count("|") for line in lines}) == 1
+
+
+def test_images_to_relearn_from_are_not_those_that_were_given(request_one) -> None:
+    data, classes = request_one.data, request_one.forget
+    given, later = pairs_of(data, classes, 100), pairs_of(data, classes, 5, 100)
+    assert later.names == [data.class_names[c] for c in classes for _ in range(5)]
+    shown = {image.numpy().tobytes() for image in given.images}
+    assert not any(image.numpy().tobytes() in shown for image in later.images)
+
+
+def test_an_unknown_world_is_refused_before_anything_is_trained(tmp_path) -> None:
+    with pytest.raises(UserError, match="folder"):
+        measure([0], tmp_path, scenario="folder")
+    with pytest.raises(UserError, match="nonesuch"):
+        measure([0], tmp_path, ["nonesuch"])
