@@ -7,10 +7,15 @@ from collections.abc import Callable
 import open_clip
 import pytest
 import torch
+from hypothesis import settings
 from open_clip.model import CLIP
 
 from clapforget.clip import Clip
 from clapforget.loading import build_clip, load_clip
+
+# A busy machine is no failure: no test here is about how long an example takes.
+settings.register_profile("clapforget", deadline=None)
+settings.load_profile("clapforget")
 
 
 @pytest.fixture(scope="session")

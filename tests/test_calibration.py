@@ -38,7 +38,7 @@ def test_one_batch_of_everything_is_the_full_set() -> None:
     torch.testing.assert_close(per_batch_error(probs, target, 300), sum(halves) / 2)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**31), n_bins=st.integers(1, 30), sharpness=st.floats(0.1, 20))
 def test_error_is_that_of_torchmetrics(seed: int, n_bins: int, sharpness: float) -> None:
     rng = np.random.default_rng(seed)

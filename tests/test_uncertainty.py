@@ -22,7 +22,7 @@ def predictive(seed: int, sharpness: float, samples: int = 7, batch: int = 5, cl
 draws = given(seed=st.integers(0, 2**31), sharpness=st.floats(0, 300))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @draws
 def test_entropies_are_those_of_scipy(seed: int, sharpness: float) -> None:
     p = predictive(seed, sharpness)
@@ -33,7 +33,7 @@ def test_entropies_are_those_of_scipy(seed: int, sharpness: float) -> None:
     np.testing.assert_allclose(uncertainty.mutual_information(p), of_mean - mean_of, atol=1e-10)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @draws
 def test_doubt_splits_into_two_parts_within_its_bounds(seed: int, sharpness: float) -> None:
     p = predictive(seed, sharpness)
@@ -96,7 +96,7 @@ def test_variance_of_entropy_tells_draws_that_disagree_on_how_sure_they_are() ->
     assert uncertainty.variance_of_entropy(apart) == 0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @draws
 def test_variance_of_entropy_is_numpys(seed: int, sharpness: float) -> None:
     p = predictive(seed, sharpness)

@@ -19,7 +19,7 @@ def values(table: dict[str, tuple[int, int, int]]) -> torch.Tensor:
     return torch.tensor(list(table.values()), dtype=torch.float)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(index=indices, split=splits, seed=st.integers(0, 50))
 def test_an_image_is_a_function_of_split_index_and_seed(index, split: str, seed: int) -> None:
     alone = torch.cat([lab.draw(split, [i], seed) for i in index])
@@ -152,7 +152,7 @@ def test_a_caption_says_the_class_and_all_that_is_true() -> None:
         )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(variant=st.integers(0, 200), split=splits, seed=st.integers(0, 9))
 def test_varied_captions_say_nothing_false(variant: int, split: str, seed: int) -> None:
     index = np.arange(100)

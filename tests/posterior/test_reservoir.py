@@ -42,7 +42,7 @@ def some_ids(n: int, seed: int) -> Tensor:
 
 
 @given(st.integers(0, 80), st.integers(1, 6), st.integers(0, 10**6), st.integers(1, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_it_gives_out_the_smallest_keys_in_whatever_order_and_parts_they_came(
     n: int, size: int, seed: int, parts: int
 ) -> None:
@@ -55,7 +55,7 @@ def test_it_gives_out_the_smallest_keys_in_whatever_order_and_parts_they_came(
 
 
 @given(st.integers(1, 80), st.integers(1, 5), st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_deleted_samples_might_as_well_never_have_come(n: int, size: int, seed: int) -> None:
     """Some come, some of those go (at most ``size`` of a class's held ones), and others come. When
     more go than that, fewer are given out, but never others than the smallest keys."""

@@ -28,7 +28,7 @@ def loss(temperature: float, logits: Tensor, y: Tensor, weight: Tensor) -> float
 
 
 @given(st.integers(0, 10**6), st.sampled_from([0.05, 0.3, 1.0, 2.0]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_it_minimises_the_weighted_log_loss(seed: int, sharp: float) -> None:
     logits, y, weight = problem(seed, sharp)
     found = best_temperature(logits, y, weight)

@@ -47,7 +47,7 @@ def test_by_hand(learned: list[float], novel: list[float], wanted: tuple[float, 
     assert found(learned, novel) == pytest.approx(wanted)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**31), levels=st.integers(1, 400), shift=st.floats(-2, 2))
 def test_area_is_the_mann_whitney_statistic_with_ties(seed: int, levels: int, shift: float) -> None:
     rng = np.random.default_rng(seed)

@@ -13,7 +13,7 @@ from clapforget.unlearn import make_forgetter
 from clapforget.unlearn.salun import salient
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(-6, 6), min_size=1, max_size=30), st.floats(0.01, 1.0))
 def test_salient_entries_are_the_largest_of_those_not_zero(values, fraction) -> None:
     x = torch.tensor(values, dtype=torch.double)
