@@ -1,28 +1,32 @@
-"""Observe a strategy around a forget request and write down what is found."""
+"""Examine a strategy around a forget request by class and write down what is found."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from torch import Tensor
 
+from clapforget.errors import UserError
+from clapforget.strategies.certify_material import request_material, request_views, subject_of
 from clapforget.strategies.refit import refit_evidence, refit_words
-from clapforget.verify import (
-    Certificate,
-    Evidence,
-    Judgement,
-    Observation,
-    Views,
-    collect_evidence,
-    judge,
-    observe,
-)
-from clapforget.verify.certificate import score_quantiles
+from clapforget.verify import Certificate, Judgement, Material, Subject, Views, decide, examine
+from clapforget.verify.document import certificate_of, plain_words, weight_hashes
+from clapforget.verify.examine import Examination, not_tested
+from clapforget.verify.kept import kept_evidence, right
+from clapforget.verify.reading import Level
+from clapforget.verify.rules import Claim
 
-__all__ = ["Certifier", "package_versions", "request_views"]
+__all__ = ["Certifier", "certifier_of", "package_versions"]
+
+_KNEW = 0.15  # zero-shot accuracy above that on unseen classes below which CLIP has nothing to relearn
+_UNKNOWN = (
+    "relearning, fine-tuning on retained data, learned prompts: they attack CLIP, which did not know "
+    "these classes before the request"
+)
 
 
 def package_versions() -> dict[str, str]:
@@ -31,133 +35,124 @@ def package_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
 
 
-def request_views(experience: Any, memory_classes: Sequence[int], met: Sequence[int]) -> Views:
-    """Which classes play which part in a forget experience.
+@dataclass
+class _Look:
+    """A strategy at one moment: what can be examined of it later."""
 
-    :param memory_classes: of which the memory holds exemplars, the forgotten ones left out.
-    :param met: every class that the strategy has learned so far.
-    """
-    data = experience.data
-    forget = tuple(experience.classes)
-    gone = set(experience.forgotten_classes) | set(forget)
-    retain = tuple(c for c in experience.learned_classes if c not in gone)
-    known = data.known or frozenset()
-    shown = {*forget, *memory_classes, *retain}
-    everyone = range(data.num_classes)
-    unseen = (
-        []
-        if data.known is None
-        else [c for c in everyone if c not in known and c not in {*met, *gone}]
-    )
-    return Views(
-        forget=forget,
-        retain=retain,
-        neighbours=tuple(c for c in data.neighbours(forget) if c in retain),
-        bystanders=tuple(c for c in everyone if c in known and c not in shown and c not in gone),
-        unseen=tuple(unseen),
-        known=tuple(c for c in retain if c in known),
-    )
+    subject: Subject
+    views: Views
+    weights: dict[str, str]
 
 
 class Certifier:
-    """Looks at a :class:`~clapforget.strategies.ClapForget` before and after, on test images."""
+    """Examines a :class:`~clapforget.strategies.ClapForget` before and after a request, on test images.
 
-    def __init__(self) -> None:
-        self._seen_hashes: list[dict[str, str]] = []
+    The witnesses and rules are those of ``clapforget verify``. Of classes that the head has met the
+    head's answers are judged, bare CLIP beside them; of others bare CLIP's.
+    """
 
-    def observe(self, strategy: Any, experience: Any, memory_classes: Sequence[int]) -> Observation:
-        """What the strategy's CLIP and head say of each view's test images now."""
-        data, model = experience.data, strategy.model
-        views = request_views(experience, memory_classes, model.head.labels.tolist())
+    def __init__(self, level: Level = "full", claim: Claim = "association") -> None:
+        """:param level: ``full`` adds attacks that train. :param claim: ``association``, or that the
+        image tower holds the class no longer either (``knowledge``), for forgetters that change it.
+        :raises UserError: for other words.
+        """
+        if level not in ("quick", "full"):
+            raise UserError(f"unknown level {level!r}", "choose full, quick or false")
+        if claim not in ("association", "knowledge"):
+            raise UserError(f"unknown claim {claim!r}", "choose association or knowledge")
+        self.level, self.claim = level, claim
 
-        def features(classes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-            rows = data.rows("test", classes)
-            return strategy.cache(data.test, rows), data.test.targets[rows]
-
-        def read(classes: tuple[int, ...]) -> Tensor:
-            return strategy.seen(data.test, data.rows("test", classes))
-
-        head = model.head if len(model.head.labels) else None
-        seen = observe(model.clip, head, features, views, data.class_names, data.templates, read)
-        self._seen_hashes.append(self._hashes(strategy))
-        return seen
+    def observe(self, strategy: Any, experience: Any, memory_classes: Sequence[int]) -> Any:
+        """What has to be held of the strategy as it is now. Called before and after the request."""
+        views = request_views(experience, memory_classes, strategy.model.head.labels.tolist())
+        return _Look(subject_of(strategy.model), views, self._hashes(strategy))
 
     @staticmethod
     def _hashes(strategy: Any) -> dict[str, str]:
-        model = strategy.model
         digest = hashlib.sha256()
-        for name, value in sorted(model.head.state_dict().items()):
+        for name, value in sorted(strategy.model.head.state_dict().items()):
             digest.update(name.encode() + value.cpu().numpy().tobytes())
-        return {
-            "image": model.clip.fingerprint("image"),
-            "text": model.clip.fingerprint("text"),
-            "head": digest.hexdigest(),
-        }
+        return {**weight_hashes(strategy.model.clip), "head": digest.hexdigest()}
 
     def certify(
-        self,
-        strategy: Any,
-        experience: Any,
-        before: Observation,
-        after: Observation,
-        sample_ids: Tensor,
+        self, strategy: Any, experience: Any, before: Any, after: Any, sample_ids: Tensor,
         forgetting: dict[str, Any],
-    ) -> Certificate:
-        """Weigh two observations and fill in the certificate."""
-        evidence = collect_evidence(before, after, strategy.seed)
-        evidence += refit_evidence(strategy, experience, forgetting)
-        judgement = judge(evidence)
-        names = [experience.data.class_names[c] for c in experience.classes]
-        words = _plain_words(names, judgement.verdict, judgement.weakest, len(sample_ids))
-        return self.fill_in(
-            strategy, experience, before, after, sample_ids, forgetting, evidence, judgement, names,
-            "unseen classes" if "unseen" in after.views else "none", words,
-        )  # fmt: skip
-
-    def fill_in(
-        self, strategy: Any, experience: Any, before: Observation, after: Observation,
-        sample_ids: Tensor, forgetting: dict[str, Any], evidence: list[Evidence],
-        judgement: Judgement, names: Sequence[str], reference: str, words: str,
     ) -> Certificate:  # fmt: skip
-        """The certificate of a judgement.
+        """Examine, and fill in the certificate.
 
-        :param names: of the classes that the request is about. :param words: for its ``text``.
+        :param sample_ids: of the request's images [n]. :param forgetting: the forgetter's notes.
         """
-        ids = ",".join(map(str, sorted(sample_ids.tolist())))
-        was, now = self._seen_hashes[-2:]
-        self._seen_hashes = []
-        done = forgetting.get("nothing_to_do")
-        return Certificate(
-            request={
-                "text": experience.request.title, "classes": list(experience.classes),
-                "names": list(names),
-            },
-            event=strategy.clock.train_exp_counter,
-            verdict=judgement.verdict, rule=judgement.rule, weakest=judgement.weakest,
-            claim=judgement.claim, not_tested=judgement.not_tested, evidence=evidence,
-            forgetter={k: v for k, v in forgetting.items() if k not in ("losses", "seconds")},
-            model={"name": strategy.model.clip.name, "pretrained": strategy.model.clip.pretrained},
-            weights={"before": was, "after": now},
-            forget_data={"count": len(sample_ids), "sha256": hashlib.sha256(ids.encode()).hexdigest()},
-            seed=strategy.seed, versions=package_versions(), reference=reference,
-            scores=score_quantiles(before, after),
-            text=(f"Nothing was to be done: {done}. What follows was looked at once more. " if done else "")
-            + words + refit_words(evidence),
+        m = request_material(experience, before.views, strategy.request_seed)
+        found = self._examine(before.subject, after.subject, m, strategy.request_seed)
+        found.evidence += refit_evidence(strategy, experience, forgetting)
+        certificate = certificate_of(
+            found, m, experience.request.title, before.subject.clip, after.subject.clip,
+            strategy.seed, package_versions(), images=experience.data.train.images(sample_ids),
         )  # fmt: skip
+        certificate.event = strategy.clock.train_exp_counter
+        certificate.weights = {"before": before.weights, "after": after.weights}
+        certificate.forgetter = noted(forgetting)
+        if kept := strategy.model.head.keeps_of_samples:
+            certificate.not_tested.append(f"what the head holds of these images for others: {kept}")
+        certificate.text = _plain(certificate, forgetting)
+        return certificate
+
+    def _examine(self, before: Subject, after: Subject, m: Material, seed: int) -> Examination:
+        if missing := [part for part in ("forget", "retain") if part not in m.test]:
+            return self._without(missing[0], m)
+        level, left = self.level, not_tested(m, self.level)
+        if level == "full" and not _knew(before, m):
+            level, left = "quick", [_UNKNOWN, *not_tested(m, "full")]
+        asked = set(before.columns) & set(m.forget) if before.answer is not None else set()
+        pair = (before, after) if asked else (before.bare(), after.bare())
+        found = examine(*pair, m, level=level, claim=self.claim, seed=seed)
+        if not asked and before.answer is not None and after.answer is not None:
+            kept = kept_evidence(before, after, m)  # the head was not asked, but it is to be kept
+            found.evidence += [e for e in kept if not e.name.startswith("clip_")]
+        found.judgement = decide(
+            found.evidence, self.claim, found.kept_surety, not_tested=left
+        )  # fmt: skip
+        return found
+
+    def _without(self, part: str, m: Material) -> Examination:
+        rule = "1: 0 test images are too few" if part == "forget" else "0: nothing is kept"
+        need = "no test image shows it" if part == "forget" else "no other class's test image"
+        judgement = Judgement("inconclusive", rule, need, "nothing", not_tested(m, "quick"))
+        return Examination(judgement, [], 0.0, "quick", self.claim)
 
 
-def _plain_words(names: Sequence[str], verdict: str, weakest: str, images: int) -> str:
+def certifier_of(certify: bool | Literal["full", "quick"], claim: Claim) -> Certifier | None:
+    """``True`` is the full level. :raises UserError: as :class:`Certifier`."""
+    if certify is False:
+        return None
+    return Certifier("full" if certify is True else certify, claim)
+
+
+def noted(forgetting: dict[str, Any]) -> dict[str, Any]:
+    """What a certificate holds of the forgetter's notes."""
+    return {k: v for k, v in forgetting.items() if k not in ("losses", "seconds")}
+
+
+def _knew(before: Subject, m: Material) -> bool:
+    """Whether bare CLIP told the forgotten classes better than unseen ones."""
+    told = {
+        part: float(right(before.bare(), m.test[part], m).float().mean())
+        for part in ("forget", "unseen")
+        if part in m.test
+    }
+    return told["forget"] - told.get("unseen", 0.0) >= _KNEW
+
+
+def _plain(certificate: Certificate, forgetting: dict[str, Any]) -> str:
     """The certificate in words for someone who does not read tables."""
-    what = ", ".join(names)
-    found = {
-        "forgotten": "is no longer found in the system's answers, in the similarity of texts and images, "
-        "or in its stored beliefs about classes",
-        "suppressed": "is no longer answered, but traces of it are still inside the system",
-        "retained": "is still answered by the system",
-        "damaged": "cannot be called cleanly forgotten: the system lost more than was asked",
-        "inconclusive": "could not be judged from the data at hand",
-    }[verdict]
-    return (
-        f"Asked to forget {what} ({images} training images). After the request, the concept {found}. "
-        f"The most critical finding: {weakest}."
+    words = plain_words(
+        certificate.request["names"], certificate.verdict, certificate.weakest, certificate.claim
     )
+    if done := forgetting.get("nothing_to_do"):
+        words = f"Nothing was to be done: {done}. What follows was looked at once more. {words}"
+    if certificate.weights["before"]["image"] == certificate.weights["after"]["image"]:
+        words += (
+            " The image tower was not changed: it tells the images apart as it did before, and the "
+            "visual evidence shows that."
+        )
+    return words + refit_words(certificate.evidence)

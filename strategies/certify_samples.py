@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clapforget.strategies.certify import Certifier, request_views
-from clapforget.strategies.refit import refit_evidence
+from clapforget.strategies.certify import Certifier, noted, package_versions
+from clapforget.strategies.certify_material import request_views
+from clapforget.strategies.refit import refit_evidence, refit_words
 from clapforget.verify import Certificate, Observation, Views, observe
+from clapforget.verify.certificate import score_quantiles
 from clapforget.verify.observe import ViewObservation
 from clapforget.verify.samples import judge_samples, sample_evidence
 from clapforget.verify.verdict import Judgement
@@ -23,13 +26,21 @@ _STRANGERS = 500  # captions of other test images, beside which matching pairs a
 _KEPT = ("retain", "neighbours", "bystanders")
 
 
+@dataclass
+class _Seen:
+    """What was observed, and SHA-256 of the weights then."""
+
+    observation: Observation
+    weights: dict[str, str]
+
+
 class SampleCertifier(Certifier):
     """Looks at the samples themselves, and at test images of their classes beside them.
 
     Features of the samples are computed for the look and not kept.
     """
 
-    def observe(self, strategy: Any, experience: Any, memory_classes: Sequence[int]) -> Observation:
+    def observe(self, strategy: Any, experience: Any, memory_classes: Sequence[int]) -> Any:
         """The view ``forget`` holds the samples, ``unseen`` test images of their classes; the others
         as for a request by class."""
         data, model = experience.data, strategy.model
@@ -64,18 +75,17 @@ class SampleCertifier(Certifier):
             seen.views = {**own.views, **seen.views}
         if experience.request.pairs and (pairs := _look_at_pairs(strategy, experience)):
             seen.views["pairs"] = pairs
-        self._seen_hashes.append(self._hashes(strategy))
-        return seen
+        return _Seen(seen, self._hashes(strategy))
 
     def certify(
-        self, strategy: Any, experience: Any, before: Observation, after: Observation,
-        sample_ids: Tensor, forgetting: dict[str, Any],
+        self, strategy: Any, experience: Any, before: Any, after: Any, sample_ids: Tensor,
+        forgetting: dict[str, Any],
     ) -> Certificate:  # fmt: skip
         """Weigh two observations and fill in the certificate."""
         data = experience.data
         labels = sorted(set(data.train.targets[sample_ids].tolist()))
         names = [data.class_names[c] for c in labels]
-        evidence = sample_evidence(before, after, strategy.seed)
+        evidence = sample_evidence(before.observation, after.observation, strategy.seed)
         evidence += refit_evidence(strategy, experience, forgetting)
         kept = forgetting.get("not_removed", "")
         judgement = judge_samples(evidence, bool(forgetting.get("in_clip")), kept)
@@ -84,9 +94,22 @@ class SampleCertifier(Certifier):
                 "inconclusive", f"0: nothing to do: {done}", "no sample was left to look at",
                 judgement.claim, judgement.not_tested,
             )  # fmt: skip
-        return self.fill_in(
-            strategy, experience, before, after, sample_ids, forgetting, evidence, judgement, names,
-            "test images of the samples' classes", _words(names, len(sample_ids), judgement),
+        ids = ",".join(map(str, sorted(sample_ids.tolist())))
+        clip = strategy.model.clip
+        words = _words(names, len(sample_ids), judgement) + refit_words(evidence)
+        if done:
+            words = f"Nothing was to be done: {done}. What follows was looked at once more. {words}"
+        return Certificate(
+            request={"text": experience.request.title, "classes": [], "names": names},
+            event=strategy.clock.train_exp_counter,
+            verdict=judgement.verdict, rule=judgement.rule, weakest=judgement.weakest,
+            claim=judgement.claim, not_tested=judgement.not_tested, evidence=evidence,
+            forgetter=noted(forgetting), model={"name": clip.name, "pretrained": clip.pretrained},
+            weights={"before": before.weights, "after": after.weights},
+            forget_data={"count": len(sample_ids), "sha256": hashlib.sha256(ids.encode()).hexdigest()},
+            seed=strategy.seed, versions=package_versions(),
+            reference="test images of the samples' classes",
+            scores=score_quantiles(before.observation, after.observation), text=words,
         )  # fmt: skip
 
 

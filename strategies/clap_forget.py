@@ -6,7 +6,7 @@ import functools
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from avalanche.training.plugins import EvaluationPlugin
@@ -17,7 +17,7 @@ from clapforget.posterior import Change, Head
 from clapforget.posterior.forgetting import PosteriorForgetting
 from clapforget.prompts import PromptSettings
 from clapforget.strategies.buffer import UncertaintyBuffer
-from clapforget.strategies.certify import Certifier
+from clapforget.strategies.certify import Certifier, certifier_of
 from clapforget.strategies.certify_samples import SampleCertifier
 from clapforget.strategies.forget_task import class_task, pair_task
 from clapforget.strategies.registry import StrategyOptions
@@ -25,6 +25,7 @@ from clapforget.strategies.request_learning import RequestLearning, sample_rows
 from clapforget.strategies.training import TrainSettings
 from clapforget.unlearn.base import Forgetter, Pairs, Unlearned, make_forgetter
 from clapforget.verify.certificate import Certificate
+from clapforget.verify.rules import Claim
 
 __all__ = ["ClapForget", "build_clap_forget", "strategy_arguments"]
 
@@ -55,7 +56,8 @@ class ClapForget(RequestLearning):
         posterior_forgetting: PosteriorForgetting | None = None,
         retain_set: Pairs | None = None,
         samples_in_clip: bool = False,
-        certify: bool = True,
+        certify: bool | Literal["full", "quick"] = True,
+        claim: Claim = "association",
         seed: int = 0,
         eval_mb_size: int = 256,
         device: str | torch.device | None = None,
@@ -76,7 +78,9 @@ class ClapForget(RequestLearning):
         :param samples_in_clip: whether a request by sample also runs the forgetter on CLIP, with the
             samples' captions. Off, because learning here leaves CLIP as it is: nothing of a sample
             that was learned is in it. Requests by pairs always do.
-        :param certify: whether each forget request ends with a certificate.
+        :param certify: the level at which each forget request is examined, ``"full"`` (or True),
+            ``"quick"`` or not at all; see :mod:`clapforget.verify.examine`.
+        :param claim: what a certificate claims, see :class:`~clapforget.strategies.certify.Certifier`.
         :param seed: of everything random here. :param device: default: where the model is.
         """
         super().__init__(
@@ -88,7 +92,7 @@ class ClapForget(RequestLearning):
         self.posterior_forgetting = posterior_forgetting or PosteriorForgetting()
         self.retain_set = retain_set
         self.samples_in_clip = samples_in_clip
-        self.certifier = Certifier() if certify else None
+        self.certifier = certifier_of(certify, claim)
         self.certificates: list[Certificate] = []
         self.last_forgetting: dict[str, Any] | None = None
 

@@ -9,6 +9,7 @@ from importlib import resources
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from clapforget.clip import Clip
 from clapforget.verify.certificate import Certificate
@@ -37,14 +38,18 @@ def check_model(certificate: Certificate, clip: Clip) -> bool:
 
 def certificate_of(
     found: Examination, m: Material, text: str, before: Clip, after: Clip, seed: int,
-    versions: Mapping[str, str],
+    versions: Mapping[str, str], images: Tensor | None = None,
 ) -> Certificate:  # fmt: skip
     """Write down an examination.
 
     :param text: the request. :param versions: of the packages that results depend on.
+    :param images: that were to be forgotten [n, 3, h, w]; default: the test images looked at. Each is
+        named by the SHA-256 of its pixels.
     """
-    images = m.test["forget"].images.contiguous()
-    each = sorted(hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in images.cpu())
+    images = m.test["forget"].images if images is None else images
+    each = sorted(
+        hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in images.cpu().contiguous()
+    )
     names = [m.names[c] for c in m.forget]
     judgement = found.judgement
     reference = next(

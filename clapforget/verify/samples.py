@@ -23,14 +23,16 @@ What no score told apart before the request either is weak evidence, and the wea
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from clapforget.verify import statistics
-from clapforget.verify.evidence import Evidence, collect_evidence
+from clapforget.verify.evidence import Evidence
 from clapforget.verify.observe import Observation, ViewObservation
-from clapforget.verify.verdict import Judgement, Rules
+from clapforget.verify.verdict import Judgement
 
-__all__ = ["SAMPLE_SCORES", "judge_samples", "sample_evidence"]
+__all__ = ["SAMPLE_SCORES", "SampleRules", "judge_samples", "sample_evidence"]
 
 SAMPLE_SCORES = {
     "matched_cosine": "cosine with the own class's name",
@@ -39,8 +41,21 @@ SAMPLE_SCORES = {
 }
 """Scores by which samples are told from test images of their classes."""
 
-
 _LEAD = 0.05  # cosine below which matching pairs did not stand out
+_KEPT = {
+    "retain": "retained classes", "neighbours": "neighbours", "bystanders": "bystanders",
+    "known": "retained classes known from pretraining",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SampleRules:
+    """The margins. Accuracies are fractions."""
+
+    damage_margin: float = 0.05
+    answer_margin: float = 0.10
+    residue: float = 0.25
+    minimum_images: int = 20
 
 
 def sample_evidence(before: Observation, after: Observation, seed: int = 0) -> list[Evidence]:
@@ -72,13 +87,27 @@ def sample_evidence(before: Observation, after: Observation, seed: int = 0) -> l
             interval, float(earlier.matched_cosine.mean()), reference, band,
             "the same images with captions of others", "equal", later.n,
         ))  # fmt: skip
-    kept = [
-        Observation(
-            {k: v for k, v in o.views.items() if k not in ("forget", "unseen", "pairs")}, {}
-        )
-        for o in (before, after)
-    ]
-    return found + collect_evidence(kept[0], kept[1], seed)
+    for view in _KEPT:
+        if view in after.views and view in before.views:
+            found += _kept(view, before.views[view], after.views[view])
+    return found
+
+
+def _kept(name: str, then: ViewObservation, now: ViewObservation) -> list[Evidence]:
+    """Accuracy before and after on the same images, by the strategy and by bare CLIP."""
+    pairs = [("clip_", "zero-shot by bare CLIP", then.clip_right, now.clip_right)]
+    if now.right is not None and then.right is not None and name in ("retain", "neighbours"):
+        pairs.insert(0, ("", "answered by the strategy", then.right, now.right))
+    found = []
+    for prefix, how, old, new in pairs:
+        value, interval = statistics.proportion(new)
+        drop, drop_interval = statistics.paired_drop(old, new)
+        was = float(old.mean())
+        found.append(Evidence(
+            f"{prefix}{name}_accuracy", f"{_KEPT[name]}, {how}", "clip" if prefix else "behaviour",
+            value, interval, was, was, None, "before the request", "high", now.n, drop, drop_interval,
+        ))  # fmt: skip
+    return found
 
 
 def _accuracy(before: Observation, after: Observation) -> list[Evidence]:
@@ -104,14 +133,14 @@ def _pair(seen: Observation, score: str) -> tuple[np.ndarray, np.ndarray] | None
 
 
 def judge_samples(
-    evidence: list[Evidence], in_clip: bool, not_removed: str, rules: Rules | None = None
+    evidence: list[Evidence], in_clip: bool, not_removed: str, rules: SampleRules | None = None
 ) -> Judgement:
     """Apply the rules; sets ``holds`` of every piece of evidence they look at.
 
     :param in_clip: whether CLIP itself was to be changed.
     :param not_removed: what the head still holds of the samples, in words; empty: nothing.
     """
-    rules = rules or Rules()
+    rules = rules or SampleRules()
     found = {piece.name: piece for piece in evidence}
     claim = (
         "that these samples are out of the memory, the cached features and the posteriors of their "
@@ -157,7 +186,7 @@ def judge_samples(
     return say("forgotten", "6: answered like images that were never learned", weakest)
 
 
-def _hurt(piece: Evidence, rules: Rules) -> bool:
+def _hurt(piece: Evidence, rules: SampleRules) -> bool:
     """Whether a thing to keep was lost; what pretraining never taught CLIP is not to be kept there."""
     if piece.drop_interval is None or piece.name == "clip_retain_accuracy":
         return False
@@ -165,7 +194,7 @@ def _hurt(piece: Evidence, rules: Rules) -> bool:
     return not piece.holds
 
 
-def _judge_pairs(piece: Evidence, rules: Rules) -> tuple[str, str]:
+def _judge_pairs(piece: Evidence, rules: SampleRules) -> tuple[str, str]:
     reference, before = piece.reference or 0.0, piece.before or 0.0
     lead = before - reference
     if piece.n < rules.minimum_images:
