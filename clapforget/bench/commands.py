@@ -65,6 +65,37 @@ def bench_methods(
     )  # fmt: skip
 
 
+@bench.command("selection")
+def bench_selection(
+    scenario: Annotated[str, typer.Argument(help="Whose data and tasks.")],
+    data: Annotated[
+        str | None, typer.Option(help="Where the data is, for scenarios that need some.")
+    ] = None,
+    strategy: Annotated[
+        str, typer.Option(help="Whose posterior is asked: NAME or NAME:PRESET.")
+    ] = "exact",
+    each: Annotated[str, typer.Option(help="Exemplars a class, comma-separated.")] = "1,5,20",
+    seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1,2,3,4",
+    scores: Annotated[
+        str, typer.Option(help="Comma-separated; NAME:low keeps the lowest. Default: all.")
+    ] = "",
+    reference: Annotated[str, typer.Option(help="Score that differences are to.")] = "coverage",
+    json_file: Json = None,
+    markdown_file: Markdown = None,
+) -> None:
+    """Exemplar scores: what heads learn from the exemplars alone, paired by seed."""
+    from clapforget.bench.selection import markdown, measure
+
+    sizes, numbers = parse_numbers(each, "--each") or [], parse_numbers(seeds, "--seeds") or []
+    names = [name.strip() for name in scores.split(",") if name.strip()]
+    if not sizes or min(sizes) < 1:
+        raise UserError(f"--each {each}", "give whole numbers from 1 on")
+    _measured(
+        lambda: measure(scenario, strategy, sizes, numbers, names, reference, data, say=say),
+        json_file, markdown, markdown_file,
+    )  # fmt: skip
+
+
 @bench.command("forget")
 def bench_forget(
     json_file: Json = None,
