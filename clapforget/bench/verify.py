@@ -4,7 +4,7 @@
 cases                     kinds × seeds (:mod:`clapforget.bench.verify_cases`)
 confusion                 number of cases by truth and verdict
 false_forgotten           share of the cases not truly forgotten whose verdict is ``forgotten``
-right_verdict             share with the right verdict; ``inconclusive`` counts as wrong
+right_verdict             share with a right verdict; ``inconclusive`` is one only where the kind says so
 right_verdict_held_out    the same on the seeds that no margin was chosen on
 verdict_flips             share whose verdict another seed of the verifier changes (other images, other
                           unseen classes, other attacks)
@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from clapforget.bench.verify_cases import KINDS, Case, Kind
+from clapforget.bench import verify_attacks, verify_cases, verify_harmless  # noqa: F401 (they file the kinds)
+from clapforget.bench.verify_kinds import KINDS, Case, Kind
 from clapforget.bench.verify_world import REQUESTS, World
 from clapforget.verify.evidence import Evidence
 from clapforget.verify.examine import Examination, examine
@@ -44,6 +45,11 @@ TUNED_ON = (0, 2, 4)
 apart. The twins were looked at for all requests."""
 _BEHAVIOUR = ("answers", "answers_top5", "answers_probability")
 _FAR = 10.0
+_CHEAP = {
+    "adapter never trained", "nothing done", "fine-tuned on retained", "name removed from the head",
+    "stored text embedding replaced", "names exchanged in the tower", "knowledge moved to an unseen name",
+    "large random edit", "near neighbours taken along",
+}  # fmt: skip
 
 
 @dataclass
@@ -66,6 +72,11 @@ class _Outcome:
     residues: dict[str, float]
     groups: dict[str, str]
     seconds: float
+    or_else: tuple[str, ...] = ()
+
+    @property
+    def right(self) -> bool:
+        return self.verdict in (self.truth, *self.or_else)
 
 
 def measure(
@@ -98,12 +109,7 @@ def measure(
 
 
 def _few() -> list[Kind]:
-    chosen: dict[str, list[Kind]] = {}
-    for kind in KINDS:
-        chosen.setdefault(kind.truth, []).append(kind)
-    cheap = {k.name for k in (*chosen["forgotten"][2:], *chosen["retained"][:2])}
-    cheap |= {k.name for k in (*chosen["suppressed"][:6], *chosen["damaged"][1:])}
-    return [kind for kind in KINDS if kind.name in cheap]
+    return [kind for kind in KINDS if kind.name in _CHEAP]
 
 
 def _examine(world: World, kind: Kind, case: Case, level: Level, seen: _Seen) -> _Outcome:
@@ -117,7 +123,7 @@ def _examine(world: World, kind: Kind, case: Case, level: Level, seen: _Seen) ->
         kind.name, kind.truth, world.seed, found.judgement.verdict, again.judgement.verdict,
         found.judgement.rule, found.judgement.weakest,
         {p.name: _residue(p) for p in found.evidence if p.reference is not None},
-        {p.name: p.group for p in found.evidence}, seconds,
+        {p.name: p.group for p in found.evidence}, seconds, kind.or_else,
     )  # fmt: skip
 
 
@@ -129,9 +135,9 @@ def _verdict(
     :param shortcut: leave out the full level where it cannot change the verdict: after one of the
         rules that precede its witnesses, or where Holm rejects whatever else is tested.
     """
-    key = (case.before, case.forget, seed)
+    key = (case.before, case.forget, case.also_kept, seed)
     if key[1:] not in seen.material:
-        seen.material[key[1:]] = world.material(case.forget, seed)
+        seen.material[key[1:]] = world.material(case.forget, seed, case.also_kept)
     m = seen.material[key[1:]]
     levels: tuple[Level, ...] = ("quick", level) if shortcut and level == "full" else (level,)
     for now in levels:
@@ -164,7 +170,7 @@ def _seconds(world: World, case: Case, level: Level) -> float:
 def _summary(
     outcomes: Sequence[_Outcome], fast: Sequence[float], slow: Sequence[float], level: Level
 ) -> dict[str, Any]:
-    right = [o.verdict == o.truth for o in outcomes]
+    right = [o.right for o in outcomes]
     fakes = [o for o in outcomes if o.truth != "forgotten"]
     held = [ok for ok, o in zip(right, outcomes) if o.seed not in TUNED_ON]
     confusion: dict[str, dict[str, int]] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from clapforget.bench.verify_edits import (
     scramble_names,
     shallow_edit,
 )
+from clapforget.bench.verify_kinds import Case, bare, kind
 from clapforget.bench.verify_world import World
 from clapforget.clip import Clip
 from clapforget.posterior.exact import ExactHead
@@ -26,55 +26,22 @@ from clapforget.unlearn.base import make_forgetter
 from clapforget.verify.subject import Subject
 from clapforget.verify.witnesses.rounding import round_weights
 
-__all__ = ["KINDS", "Case", "Kind"]
-
-
-@dataclass(eq=False)
-class Case:
-    """Two models, and what was to be forgotten."""
-
-    before: Subject
-    after: Subject
-    forget: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """How a case is made and what is true of it."""
-
-    name: str
-    truth: str
-    make: Callable[[World], Case]
-
-
-KINDS: list[Kind] = []
-
-
-def _kind(name: str, truth: str) -> Callable[[Callable[[World], Case]], Callable[[World], Case]]:
-    def file(make: Callable[[World], Case]) -> Callable[[World], Case]:
-        KINDS.append(Kind(name, truth, make))
-        return make
-
-    return file
-
-
-def _bare(world: World, after: Clip) -> Case:
-    return Case(world.before, Subject(after), world.forget)
+__all__ = ["head_case"]
 
 
 # ---- truly forgotten -----------------------------------------------------------------------
-@_kind("backbone twin", "forgotten")
+@kind("backbone twin", "forgotten")
 def _twin(world: World) -> Case:
-    return _bare(world, world.twin)
+    return bare(world, world.twin)
 
 
-@_kind("taught, then the state before", "forgotten")
+@kind("taught, then the state before", "forgotten")
 def _injected(world: World) -> Case:
     taught = fit_classes(world, world.new, steps=60)
     return Case(Subject(taught), Subject(world.base), world.new)
 
 
-@_kind("adapter never trained", "forgotten")
+@kind("adapter never trained", "forgotten")
 def _adapter(world: World) -> Case:
     learned = (*world.new, *world.retain[:18])
     part = world.images(learned, 20)
@@ -104,28 +71,28 @@ def _with_head(world: World, head: ExactHead) -> Subject:
 
 
 # ---- retained ------------------------------------------------------------------------------
-@_kind("nothing done", "retained")
+@kind("nothing done", "retained")
 def _nothing(world: World) -> Case:
-    return _bare(world, world.base)
+    return bare(world, world.base)
 
 
-@_kind("fine-tuned on retained", "retained")
+@kind("fine-tuned on retained", "retained")
 def _finetuned(world: World) -> Case:
-    return _bare(world, fit_classes(world, (), steps=30, lr=1e-4))
+    return bare(world, fit_classes(world, (), steps=30, lr=1e-4))
 
 
-@_kind("random edit too small", "retained")
+@kind("random edit too small", "retained")
 def _small_edit(world: World) -> Case:
-    return _bare(world, _forgetter(world, "random-edit", relative=0.01))
+    return bare(world, _forgetter(world, "random-edit", relative=0.01))
 
 
-@_kind("wrong class", "retained")
+@kind("wrong class", "retained")
 def _wrong(world: World) -> Case:
-    return _bare(world, scramble_names(world, world.retain[world.seed :: 20][:2]))
+    return bare(world, scramble_names(world, world.retain[world.seed :: 20][:2]))
 
 
 # ---- suppressed, in the head ---------------------------------------------------------------
-def _head_case(
+def head_case(
     world: World, change: Callable[[Tensor, list[int]], Tensor], text: Tensor | None = None
 ) -> Case:
     """A head of stored text features whose logits go through ``change(logits, forgotten)``."""
@@ -142,91 +109,91 @@ def _head_case(
     return Case(head(stored, False), head(used, True), world.forget)
 
 
-@_kind("name removed from the head", "suppressed")
+@kind("name removed from the head", "suppressed")
 def _removed(world: World) -> Case:
     def remove(logits: Tensor, gone: list[int]) -> Tensor:
         return logits.index_fill(1, torch.tensor(gone), -torch.inf)
 
-    return _head_case(world, remove)
+    return head_case(world, remove)
 
 
-@_kind("constant subtracted", "suppressed")
+@kind("constant subtracted", "suppressed")
 def _constant(world: World) -> Case:
     def subtract(logits: Tensor, gone: list[int]) -> Tensor:
         shift = torch.zeros(logits.shape[1]).index_fill(0, torch.tensor(gone), 60.0)
         return logits - shift
 
-    return _head_case(world, subtract)
+    return head_case(world, subtract)
 
 
-@_kind("stored text embedding replaced", "suppressed")
+@kind("stored text embedding replaced", "suppressed")
 def _replaced(world: World) -> Case:
     stored = world.text.clone()
     noise = torch.randn(len(world.forget), stored.shape[1], generator=_rng(world))
     stored[list(world.forget)] = F.normalize(noise, dim=-1)
-    return _head_case(world, lambda logits, gone: logits, stored)
+    return head_case(world, lambda logits, gone: logits, stored)
 
 
-@_kind("temperature raised on forget data", "suppressed")
+@kind("temperature raised on forget data", "suppressed")
 def _temperature(world: World) -> Case:
     def raise_it(logits: Tensor, gone: list[int]) -> Tensor:
         theirs = torch.isin(logits.argmax(1), torch.tensor(gone))
         return torch.where(theirs[:, None], logits / 60, logits)
 
-    return _head_case(world, raise_it)
+    return head_case(world, raise_it)
 
 
-@_kind("names exchanged in the head", "suppressed")
+@kind("names exchanged in the head", "suppressed")
 def _exchanged_head(world: World) -> Case:
     stored = world.text.clone()
     gone = list(world.forget)
     stored[gone] = stored[gone[1:] + gone[:1]]
-    return _head_case(world, lambda logits, _: logits, stored)
+    return head_case(world, lambda logits, _: logits, stored)
 
 
 # ---- suppressed, in the weights ------------------------------------------------------------
-@_kind("names exchanged in the tower", "suppressed")
+@kind("names exchanged in the tower", "suppressed")
 def _exchanged(world: World) -> Case:
-    return _bare(world, exchange_names(world))
+    return bare(world, exchange_names(world))
 
 
-@_kind("only some wordings fail", "suppressed")
+@kind("only some wordings fail", "suppressed")
 def _wordings(world: World) -> Case:
-    return _bare(world, forget_wordings(world))
+    return bare(world, forget_wordings(world))
 
 
-@_kind("only clean images", "suppressed")
+@kind("only clean images", "suppressed")
 def _clean(world: World) -> Case:
-    return _bare(world, forget_clean_images(world))
+    return bare(world, forget_clean_images(world))
 
 
-@_kind("undone by rounding", "suppressed")
+@kind("undone by rounding", "suppressed")
 def _rounded(world: World) -> Case:
     before = round_weights(world.base, 8, "tensor")
     return Case(Subject(before), Subject(confine_to_bins(world, before)), world.forget)
 
 
-@_kind("undone by fine-tuning on retained", "suppressed")
+@kind("undone by fine-tuning on retained", "suppressed")
 def _shallow(world: World) -> Case:
-    return _bare(world, shallow_edit(world))
+    return bare(world, shallow_edit(world))
 
 
 # ---- damaged -------------------------------------------------------------------------------
-@_kind("gradient ascent run long", "damaged")
+@kind("gradient ascent run long", "damaged")
 def _ascent(world: World) -> Case:
-    return _bare(world, _forgetter(world, "gradient-ascent", steps=60, lr=1e-3))
+    return bare(world, _forgetter(world, "gradient-ascent", steps=60, lr=1e-3))
 
 
-@_kind("large random edit", "damaged")
+@kind("large random edit", "damaged")
 def _large_edit(world: World) -> Case:
-    return _bare(world, _forgetter(world, "random-edit", relative=0.7))
+    return bare(world, _forgetter(world, "random-edit", relative=0.7))
 
 
-@_kind("near neighbours taken along", "damaged")
+@kind("near neighbours taken along", "damaged")
 def _neighbours(world: World) -> Case:
     near = [c for c in world.data.neighbours(world.forget) if c in world.retain]
     order = torch.randperm(len(near), generator=_rng(world))[:4].tolist()
-    return _bare(world, scramble_names(world, (*world.forget, *(near[i] for i in order))))
+    return bare(world, scramble_names(world, (*world.forget, *(near[i] for i in order))))
 
 
 def _rng(world: World) -> torch.Generator:

@@ -26,13 +26,13 @@ __all__ = [
 ]
 
 
-def _token_rows(world: World, label: int) -> list[int]:
+def token_rows(world: World, label: int) -> list[int]:
     tokens = world.base.tokenize([world.data.class_names[label]])[0].tolist()
     marks = {tokens[0], max(tokens), 0}  # start, end, padding
     return [t for t in tokens if t not in marks]
 
 
-def _embedding(clip: Clip) -> Tensor:
+def embedding(clip: Clip) -> Tensor:
     assert clip.token_table is not None
     return clip.token_table.weight
 
@@ -41,8 +41,8 @@ def _embedding(clip: Clip) -> Tensor:
 def scramble_names(world: World, labels: Sequence[int]) -> Clip:
     """Token embeddings of these names drawn anew: their texts lose their meaning."""
     clip = world.base.trainable_copy([])
-    rows = sorted({t for c in labels for t in _token_rows(world, c)})
-    table = _embedding(clip)
+    rows = sorted({t for c in labels for t in token_rows(world, c)})
+    table = embedding(clip)
     noise = torch.randn(len(rows), table.shape[1], generator=generator_for(world.seed, 43))
     table[rows] = noise * table.std()
     return clip
@@ -52,8 +52,8 @@ def scramble_names(world: World, labels: Sequence[int]) -> Clip:
 def exchange_names(world: World) -> Clip:
     """Token embeddings of the forgotten names passed on in a ring; of unequal lengths, the first ones."""
     clip = world.base.trainable_copy([])
-    rows = [_token_rows(world, c) for c in world.forget]
-    table = _embedding(clip)
+    rows = [token_rows(world, c) for c in world.forget]
+    table = embedding(clip)
     old = table.clone()
     for mine, theirs in zip(rows, rows[1:] + rows[:1]):
         for place, row in enumerate(mine):
@@ -61,7 +61,7 @@ def exchange_names(world: World) -> Clip:
     return clip
 
 
-def _optimise(
+def optimise(
     clip: Clip, loss: Callable[[Clip, torch.Generator], Tensor], steps: int, lr: float, seed: int,
     tower: str | None = None, done: Callable[[Clip], bool] | None = None,
     constrain: Callable[[Clip], None] | None = None,
@@ -99,7 +99,7 @@ def fit_classes(world: World, taught: Sequence[int], steps: int, lr: float = 3e-
         target = torch.tensor([place[int(c)] for c in y])
         return F.cross_entropy(clip.scale * clip.encode_image(images) @ text.T, target)
 
-    return _optimise(world.base, loss, steps, lr, world.seed)
+    return optimise(world.base, loss, steps, lr, world.seed)
 
 
 def _text(clip: Clip, world: World, labels: Sequence[int], rng: torch.Generator) -> Tensor:
@@ -131,7 +131,7 @@ def forget_wordings(world: World) -> Clip:
             + keep.square().mean()
         )
 
-    return _optimise(base, loss, 150, 2e-3, world.seed, "text")
+    return optimise(base, loss, 150, 2e-3, world.seed, "text")
 
 
 def forget_clean_images(world: World) -> Clip:
@@ -151,7 +151,7 @@ def forget_clean_images(world: World) -> Clip:
         target = torch.cat([elsewhere[own[some]], forget.labels[some], retain.labels[rows]])
         return F.cross_entropy(30 * clip.encode_image(torch.cat(images)) @ text.T, target)
 
-    after = _optimise(base, loss, 80, 7e-4, world.seed, "image")
+    after = optimise(base, loss, 80, 7e-4, world.seed, "image")
     grey = (after.encode_image(_grey(forget.images)) @ text.T).argmax(1) == forget.labels
     assert grey.float().mean() > 0.5, "grey images are forgotten as well"
     return after
@@ -172,7 +172,7 @@ def confine_to_bins(world: World, before: Clip) -> Clip:
     """
     bins = {n: p.abs().max() / 127 for n, p in before.model.named_parameters()}
     old = dict(before.model.named_parameters())
-    loss = _push_away(world, before, keep=5.0)
+    loss = push_away(world, before, keep=5.0)
 
     @torch.no_grad()
     def confine(clip: Clip) -> None:
@@ -181,7 +181,7 @@ def confine_to_bins(world: World, before: Clip) -> Clip:
             top = old[name].abs() >= 127 * bins[name]  # the largest weight sets the bin: it stays
             p.copy_(torch.where(top, old[name], p.clamp(old[name] - room, old[name] + room)))
 
-    after = _optimise(before, loss, 80, 3e-4, world.seed, None, _gone(world), confine)
+    after = optimise(before, loss, 80, 3e-4, world.seed, None, _gone(world), confine)
     back = round_weights(after, 8, "tensor")
     assert _accuracy(world, back) > 0.9, "rounding does not bring it back"
     return after
@@ -192,8 +192,8 @@ def shallow_edit(world: World) -> Clip:
     retained classes undoes; tried on one tower, the other and both until one is found that it does undo.
     """
     for tower, rate in (("text", 2e-4), ("image", 1e-4), (None, 1e-4)):
-        loss = _push_away(world, world.base, keep=2.0)
-        after = _optimise(world.base, loss, 60, rate, world.seed, tower, _gone(world))
+        loss = push_away(world, world.base, keep=2.0)
+        after = optimise(world.base, loss, 60, rate, world.seed, tower, _gone(world))
         again = World(world.seed, world.data, after)
         for lr in (3e-4, 1e-3):
             if _gone(world)(after) and _accuracy(world, fit_classes(again, (), 25, lr)) > 0.4:
@@ -201,7 +201,7 @@ def shallow_edit(world: World) -> Clip:
     raise RuntimeError("no shallow edit was found that fine-tuning on retained data undoes")
 
 
-def _push_away(
+def push_away(
     world: World, before: Clip, keep: float = 1.0
 ) -> Callable[[Clip, torch.Generator], Tensor]:
     """Forgotten images just past the nearest kept name (a hinge on the cosines), features of retained

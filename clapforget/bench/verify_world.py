@@ -38,11 +38,14 @@ class World:
     seed: int
     data: ImageData
     base: Clip
+    request: tuple[int, ...] = ()
+    """Instead of the seed's: some of the classes that its twin lacks."""
 
     @classmethod
-    def of(cls, seed: int) -> World:
+    def of(cls, seed: int, request: tuple[int, ...] = ()) -> World:
         """Images of another seed, the built-in model."""
-        return cls(seed, lab_data(train_per_class=20, test_per_class=40, seed=seed), load_clip())
+        data = lab_data(train_per_class=20, test_per_class=40, seed=seed)
+        return cls(seed, data, load_clip(), request)
 
     @cached_property
     def before(self) -> Subject:
@@ -52,13 +55,20 @@ class World:
     @property
     def forget(self) -> tuple[int, ...]:
         """Known classes to forget."""
-        return REQUESTS[self.seed % len(REQUESTS)][1]
+        return self.request or REQUESTS[self.seed % len(REQUESTS)][1]
 
     @property
     def new(self) -> tuple[int, ...]:
         """Two classes that the backbone never knew, to be taught and forgotten."""
         order = torch.randperm(len(lab.new_classes()), generator=generator_for(self.seed, 41))
         return tuple(lab.new_classes()[i] for i in order[:2].tolist())
+
+    def strangers(self, count: int) -> list[int]:
+        """Classes that the model never knew, others than :attr:`new`, drawn at random."""
+        taken = {*lab.known_classes(), *self.new}
+        free = [c for c in self.data.class_order if c not in taken]
+        order = torch.randperm(len(free), generator=generator_for(self.seed, 54))
+        return [free[i] for i in order[:count].tolist()]
 
     @cached_property
     def retain(self) -> tuple[int, ...]:
@@ -73,13 +83,15 @@ class World:
         scenario = cast(Any, SimpleNamespace(data=self.data))
         return twin_backbone(self.base, scenario, set(gone), progress=True)[0]
 
-    def material(self, forget: Sequence[int], verifier_seed: int) -> Material:
-        """What the verifier is given for a request."""
+    def material(
+        self, forget: Sequence[int], verifier_seed: int, also_kept: Sequence[int] = ()
+    ) -> Material:
+        """What the verifier is given for a request. :param also_kept: beside :attr:`retain`."""
         unseen = [
             c for c in self.data.class_order if c not in lab.known_classes() and c not in forget
         ]
         return material_from(
-            self.data, forget, retain=self.retain, unseen=unseen, seed=verifier_seed
+            self.data, forget, retain=(*self.retain, *also_kept), unseen=unseen, seed=verifier_seed
         )
 
     def images(self, classes: Sequence[int], each: int) -> Part:

@@ -18,8 +18,9 @@
 8. **damaged**: a single kept class lost more than 20 % of its images (binomial test, Holm over the classes).
 9. **inconclusive**: nothing stands in for a model that never knew (no twin, no unseen classes).
 10. **inconclusive**: bare CLIP knew the class, knowledge is claimed to be gone, and no witness could judge
-   the image tower; or a piece whose role is ``both`` is not shown to be at most the margin above the reference
-   (one-sided test at 5 %; all must pass, so no correction).
+   the image tower; or the head alone knew it and shows neither stored class vectors nor nats of a posterior
+   (answers alone cannot tell what a head holds back); or a piece whose role is ``both`` is not shown to be
+   at most the margin above the reference (one-sided test at 5 %; all must pass, so no correction).
 11. **forgotten**. A piece of evidence that only accuses and lies clearly beyond the reference on the other
    side is named as a scar.
 """
@@ -108,6 +109,7 @@ def _gone_from_answers(
     rules: Margins,
 ) -> tuple[str, str, str]:
     """Rules 6 to 11: verdict, rule, weakest."""
+    found = {piece.name: piece for piece in evidence}
     tests = [(p, p.p_inside) for p in judged if p.p_inside is not None]
     inside = [
         p for (p, _), reject in zip(tests, holm([q for _, q in tests], rules.alpha)) if reject
@@ -132,6 +134,9 @@ def _gone_from_answers(
     if claim == "knowledge" and knew and alone and not any(p.group == "visual" for p in judged):
         return ("inconclusive", "10: no witness could judge the image tower",
                 "give a twin or more unseen classes, or claim the association only")  # fmt: skip
+    if _head_not_shown(found, answers):
+        return ("inconclusive", "10: the head alone knew the class, and shows nothing but answers",
+                "give the head's stored class vectors or the nats of its posterior")  # fmt: skip
     unclear = [p for p in must if not p.holds]
     if unclear:
         worst = max(unclear, key=lambda p: p.p_above or 0.0)
@@ -165,6 +170,16 @@ def _weakened(
     return None
 
 
+def _head_not_shown(found: dict[str, Evidence], answers: Evidence) -> bool:
+    """Whether a head knew what bare CLIP never did, and nothing stored was looked at."""
+    bare = found.get("zero_shot")
+    if bare is None or bare.role != "shown":
+        return False
+    knew = (answers.before or 0.0) > (answers.reference or 0.0) + (answers.margin or 0.0)
+    inside = (found.get("head_weights"), found.get("posterior_nats"))
+    return knew and not any(p is not None and p.role != "shown" for p in inside)
+
+
 def _closeness(piece: Evidence) -> float:
     """How much of its margin a piece uses up, its error included."""
     return piece.p_above or 0.0
@@ -187,4 +202,5 @@ def describe(piece: Evidence) -> str:
     reference = "" if piece.reference is None else f", {piece.reference_name} {piece.reference:.3f}"
     low, high = piece.interval
     was = "" if piece.before is None else f", before {piece.before:.3f}"
-    return f"{piece.title}: {piece.value:.3f} [{low:.3f}, {high:.3f}]{was}{reference}"
+    note = f" ({piece.note})" if piece.note else ""
+    return f"{piece.title}: {piece.value:.3f} [{low:.3f}, {high:.3f}]{was}{reference}{note}"

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from clapforget.bench import verify as bench
-from clapforget.bench.verify_cases import KINDS
 from clapforget.bench.verify_edits import exchange_names, scramble_names
+from clapforget.bench.verify_kinds import KINDS
 from clapforget.bench.verify_world import EXCLUDED, REQUESTS, World
 from clapforget.clip import Clip
 from clapforget.lab import known_classes

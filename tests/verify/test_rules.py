@@ -125,3 +125,18 @@ def test_less_sure_of_everything_is_no_hiding() -> None:
     found["answers_probability"] = replace(found["answers_probability"], value=0.3)
     assert decide(list(found.values()), kept_surety=0.3).verdict == "retained"
     assert decide(list(found.values()), kept_surety=1.0).verdict == "suppressed"
+
+
+@pytest.mark.parametrize("shown", ["", "head_weights", "posterior_nats"])
+def test_a_head_that_alone_knew_the_class_must_show_what_it_stores(shown: str) -> None:
+    """Its answers could be held back by anything put behind them."""
+    found = clean()
+    for name in ("placement", "wordings_best", "relearning_5", "answers_probability"):
+        found[name] = replace(found[name], role="shown", residue=None, lead=None, holds=None)
+    found["answer_rank"] = piece("answer_rank", 0.0, group="behaviour")
+    found["zero_shot"] = piece("zero_shot", 0.0, role="shown", residue=None, lead=0.0, holds=None)
+    if shown:
+        found[shown] = piece(shown, 0.0, group="head")
+    judgement = decide(list(found.values()))
+    assert judgement.verdict == ("forgotten" if shown else "inconclusive")
+    assert shown or "nothing but answers" in judgement.rule

@@ -157,3 +157,30 @@ def test_the_nearer_to_before_the_less_it_holds() -> None:
     values = [one(reading(1.0, 0.0), reading(x, 0.0)).p_above for x in (0.0, 0.1, 0.2, 0.3, 0.5)]
     assert all(a is not None and b is not None and a < b for a, b in pairwise(values))
     assert all(v is not None and math.isfinite(v) for v in values)
+
+
+def by_class(shares: list[float], n: int = 30, **more: object) -> Reading:
+    """So much of n images of each forgotten class right; ten unseen classes at 0 to 10 %."""
+    mine = np.concatenate([(np.arange(n) < round(s * n)).astype(float) for s in shares])
+    theirs = np.concatenate([(np.arange(10) < k % 2).astype(float) for k in range(10)])
+    return Reading("thing", "a thing", "clip", mine, np.repeat(np.arange(len(shares)) + 50, n), theirs,
+                   np.repeat(np.arange(10), 10), **more)  # type: ignore[arg-type]  # fmt: skip
+
+
+@pytest.mark.parametrize("classes", [3, 10, 30])
+def test_one_class_that_is_left_is_accused_however_many_are_gone(classes: int) -> None:
+    before = by_class([1.0] * classes)
+    gone = one(before, by_class([0.0] * classes))
+    left = one(before, by_class([0.0] * (classes - 1) + [1.0]))
+    assert gone.p_inside is not None
+    assert gone.p_inside > 0.5
+    assert left.p_inside is not None
+    assert left.p_inside < 1e-3
+    assert f"class {49 + classes} alone: 1.000" in left.note
+
+
+def test_where_all_classes_are_left_the_mean_accuses() -> None:
+    piece = one(by_class([1.0] * 10), by_class([0.5] * 10))
+    assert piece.p_inside is not None
+    assert piece.p_inside < 1e-6
+    assert "alone" not in piece.note

@@ -11,7 +11,7 @@ from clapforget.verify.material import Material, Part
 from clapforget.verify.reading import Reading, read, witness
 from clapforget.verify.subject import Subject
 
-__all__ = ["answers", "own_or_any"]
+__all__ = ["answers", "hits", "own_or_any"]
 
 
 @witness("answers")
@@ -23,20 +23,21 @@ def answers(subject: Subject, m: Material, seed: int) -> list[Reading]:
     must be answered by something, and that is no memory.
     """
     found = [
-        read("answers", "forgotten classes, answered", "behaviour", m, partial(_hits, subject, m, 1),
+        read("answers", "forgotten classes, answered", "behaviour", m, partial(hits, subject, m, 1),
              margin=0.10, absolute=True),
         read("answers_top5", "forgotten classes, among the first five answers", "behaviour", m,
-             partial(_hits, subject, m, 5), role="accuses", margin=0.5),
+             partial(hits, subject, m, 5), role="accuses", margin=0.5),
         read("answers_probability", "probability of the forgotten class", "behaviour", m,
              partial(_probability, subject, m), role="accuses", margin=0.25),
     ]  # fmt: skip
     if subject.answer is not None:
         found.append(read("zero_shot", "forgotten classes, zero-shot by bare CLIP", "clip", m,
-                          partial(_hits, subject.bare(), m, 1)))  # fmt: skip
+                          partial(hits, subject.bare(), m, 1)))  # fmt: skip
     return found
 
 
-def _hits(subject: Subject, m: Material, rank: int, part: Part) -> Tensor:
+def hits(subject: Subject, m: Material, rank: int, part: Part) -> Tensor:
+    """Whether the own name is among the first ``rank`` answers [n]; see :func:`own_or_any`."""
     logits = subject.logits(part, m.names, m.templates)
     top = logits.topk(min(rank, logits.shape[1]), 1).indices
     hit = torch.zeros_like(logits).scatter(1, top, 1.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,7 +16,9 @@ __all__ = ["head_weights"]
 
 @witness("head_weights")
 def head_weights(subject: Subject, m: Material, seed: int) -> list[Reading]:
-    """Images found by the own class's stored vector, whatever is done to the logits after it."""
+    """Images found by the own class's stored vector, whatever is done to the logits after it; none where
+    the head stores no vector for the class.
+    """
     if subject.class_weights is None:
         return []
     weights = F.normalize(subject.class_weights, dim=-1)
@@ -29,7 +30,5 @@ def head_weights(subject: Subject, m: Material, seed: int) -> list[Reading]:
         hits = precision_by_column(scores, negatives, part.labels.to(scores.device))
         return own_or_any(hits, columns, part, m)
 
-    if not torch.isin(columns, torch.tensor(m.forget)).any():
-        return []
     return [read("head_weights", "images found by the head's stored class vector", "head", m, look,
                  margin=0.5)]  # fmt: skip

@@ -1,0 +1,54 @@
+"""What a case of the truth bench is, and where its kinds are filed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from clapforget.bench.verify_world import World
+from clapforget.clip import Clip
+from clapforget.verify.subject import Subject
+
+__all__ = ["KINDS", "Case", "Kind", "bare", "kind"]
+
+
+@dataclass(eq=False)
+class Case:
+    """Two models, and what was to be forgotten."""
+
+    before: Subject
+    after: Subject
+    forget: tuple[int, ...]
+    also_kept: tuple[int, ...] = ()
+    """Classes to be kept beside those that the world keeps."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a case is made and what is true of it."""
+
+    name: str
+    truth: str
+    make: Callable[[World], Case]
+    or_else: tuple[str, ...] = ()
+    """Other verdicts that are right as well, where the words overlap. Never ``forgotten``."""
+
+
+KINDS: list[Kind] = []
+
+
+def kind(
+    name: str, truth: str, *or_else: str
+) -> Callable[[Callable[[World], Case]], Callable[[World], Case]]:
+    """File a function that makes a case. :param or_else: see :class:`Kind`."""
+
+    def file(make: Callable[[World], Case]) -> Callable[[World], Case]:
+        KINDS.append(Kind(name, truth, make, or_else))
+        return make
+
+    return file
+
+
+def bare(world: World, after: Clip) -> Case:
+    """The world's model and another, no head."""
+    return Case(world.before, Subject(after), world.forget)

@@ -1,0 +1,98 @@
+"""Images and words changed at random: nobody can have prepared for what is drawn afterwards."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clapforget.seeding import generator_for
+from clapforget.verify.material import Material, Part
+from clapforget.verify.reading import Reading, read, witness
+from clapforget.verify.subject import Subject
+from clapforget.verify.witnesses.answers import hits
+
+__all__ = ["Change", "triggers"]
+
+_CHANGES = 12
+_IMAGES = 10
+
+
+@dataclass(frozen=True)
+class Change:
+    """A random change of images: an affine map, then a mix of the colours."""
+
+    affine: Tensor
+    """[2, 3], of normalised coordinates."""
+    colour: Tensor
+    """[3, 4]: a mixing matrix and an offset."""
+
+    @classmethod
+    def drawn(cls, rng: torch.Generator) -> Change:
+        """Quarter turns, mirror, up to a twentieth of a turn more, 0.8 to 1.25 times the size, moved by up to
+        a tenth; half of the time the colours are exchanged and mixed, half of the time left."""
+        u = torch.rand(6, generator=rng).tolist()
+        angle = 2 * math.pi * (math.floor(4 * u[0]) / 4 + (u[1] - 0.5) / 10)
+        size = 0.8 * (1.25 / 0.8) ** u[2]
+        turn = torch.tensor(
+            [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+        )
+        mirror = torch.tensor([1.0 if u[3] < 0.5 else -1.0, 1.0])
+        shift = 0.2 * torch.rand(2, 1, generator=rng) - 0.1
+        affine = torch.cat([turn * mirror / size, shift], 1)
+        mixed = torch.eye(3)[torch.randperm(3, generator=rng)] + 0.3 * torch.rand(
+            3, 3, generator=rng
+        )
+        mixed = mixed / mixed.sum(1, keepdim=True)
+        colour = mixed if u[4] < 0.5 else torch.eye(3)
+        offset = torch.full((3, 1), 0.2 * (u[5] - 0.5) if u[4] < 0.5 else 0.0)
+        return cls(affine, torch.cat([colour, offset], 1))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """:param images: [n, 3, h, w] in [0, 1]. :returns: the same shape and range."""
+        theta = self.affine.to(images).expand(len(images), 2, 3)
+        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+        moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+        colour = self.colour.to(images)
+        mixed = torch.einsum("dc,nchw->ndhw", colour[:, :3], moved)
+        return (mixed + colour[:, 3, None, None]).clamp(0, 1)
+
+
+@witness("triggers")
+def triggers(subject: Subject, m: Material, seed: int) -> list[Reading]:
+    """Share of ten images a class that are answered under the best of twelve changes, drawn with the
+    verifier's seed and chosen anew for forgotten and for unseen classes; and the share of the attacker's
+    images, which are no test images, that are answered as they are.
+
+    Both by bare CLIP, and by the head where there is one.
+    """
+    rng = generator_for(seed, 35)
+    changes = [Change.drawn(rng) for _ in range(_CHANGES)]
+    passing = replace(subject, _features={})  # what is worked out for changed images is not kept
+    changed: dict[Part, list[Part]] = {}
+
+    @torch.no_grad()
+    def best(looked_at: Subject, part: Part) -> Tensor:
+        if part not in changed:
+            images = part.images.float() / 255 if part.images.dtype == torch.uint8 else part.images
+            changed[part] = [Part(change(images), part.labels) for change in changes]
+        right = torch.stack([hits(looked_at, m, 1, new) for new in changed[part]])
+        return right[right.mean(1).argmax()]
+
+    ways = [("", "zero-shot", passing.bare())]
+    if subject.answer is not None:
+        ways.append(("_answered", "answered", passing))
+    few = replace(m, test={k: p.first(_IMAGES) for k, p in m.test.items()})
+    given = replace(m, test={k: p for k, p in m.shots.items() if k != "retain"})
+    found = []
+    for suffix, how, looked_at in ways:
+        found.append(read(f"triggers{suffix}", f"{how} on images changed at random in the way that works best",
+                          "attack", few, partial(best, looked_at), role="accuses"))  # fmt: skip
+        if "forget" in given.test:
+            found.append(read(f"other_images{suffix}", f"{how} on images that are no test images",
+                              "attack", given, partial(hits, looked_at, m, 1), role="accuses"))  # fmt: skip
+    return found
