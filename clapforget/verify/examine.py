@@ -12,6 +12,7 @@ from clapforget.verify.material import Material
 from clapforget.verify.reading import FULL, WITNESSES, Level, Reading
 from clapforget.verify.rules import Claim, decide
 from clapforget.verify.subject import Subject
+from clapforget.verify.twins import twin_evidence
 from clapforget.verify.verdict import Judgement
 from clapforget.verify.weigh import weigh
 
@@ -85,6 +86,8 @@ def examine(
         say("twin")
     reference = readings(twin, m, level, seed) if twin is not None else []
     evidence = weigh(old, new, reference) + kept_evidence(before, after, m)
+    if twin is not None:
+        evidence += twin_evidence(before, after, twin, m, seed)
     surety = kept_probability(after, m) / max(kept_probability(before, m), 1e-9)
     judgement = decide(evidence, claim, surety, not_tested=not_tested(m, level))
     return Examination(judgement, evidence, time.monotonic() - began, level, claim,
