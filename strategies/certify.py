@@ -11,18 +11,22 @@ from typing import Any, Literal
 from torch import Tensor
 
 from clapforget.errors import UserError
-from clapforget.strategies.certify_material import request_material, request_views, subject_of
+from clapforget.strategies.certify_material import (
+    knew,
+    request_material,
+    request_views,
+    subject_of,
+)
 from clapforget.strategies.refit import refit_evidence, refit_words
 from clapforget.verify import Certificate, Judgement, Material, Subject, Views, decide, examine
 from clapforget.verify.document import certificate_of, plain_words, weight_hashes
 from clapforget.verify.examine import Examination, not_tested
-from clapforget.verify.kept import kept_evidence, right
+from clapforget.verify.kept import kept_evidence
 from clapforget.verify.reading import Level
 from clapforget.verify.rules import Claim
 
 __all__ = ["Certifier", "certifier_of", "package_versions"]
 
-_KNEW = 0.15  # zero-shot accuracy above that on unseen classes below which CLIP has nothing to relearn
 _UNKNOWN = (
     "relearning, fine-tuning on retained data, learned prompts: they attack CLIP, which did not know "
     "these classes before the request"
@@ -101,7 +105,7 @@ class Certifier:
         if missing := [part for part in ("forget", "retain") if part not in m.test]:
             return self._without(missing[0], m)
         level, left = self.level, not_tested(m, self.level)
-        if level == "full" and not _knew(before, m):
+        if level == "full" and not knew(before, m):
             level, left = "quick", [_UNKNOWN, *not_tested(m, "full")]
         asked = set(before.columns) & set(m.forget) if before.answer is not None else set()
         pair = (before, after) if asked else (before.bare(), after.bare())
@@ -109,9 +113,7 @@ class Certifier:
         if not asked and before.answer is not None and after.answer is not None:
             kept = kept_evidence(before, after, m)  # the head was not asked, but it is to be kept
             found.evidence += [e for e in kept if not e.name.startswith("clip_")]
-        found.judgement = decide(
-            found.evidence, self.claim, found.kept_surety, not_tested=left
-        )  # fmt: skip
+        found.judgement = decide(found.evidence, self.claim, found.kept_surety, not_tested=left)
         return found
 
     def _without(self, part: str, m: Material) -> Examination:
@@ -131,16 +133,6 @@ def certifier_of(certify: bool | Literal["full", "quick"], claim: Claim) -> Cert
 def noted(forgetting: dict[str, Any]) -> dict[str, Any]:
     """What a certificate holds of the forgetter's notes."""
     return {k: v for k, v in forgetting.items() if k not in ("losses", "seconds")}
-
-
-def _knew(before: Subject, m: Material) -> bool:
-    """Whether bare CLIP told the forgotten classes better than unseen ones."""
-    told = {
-        part: float(right(before.bare(), m.test[part], m).float().mean())
-        for part in ("forget", "unseen")
-        if part in m.test
-    }
-    return told["forget"] - told.get("unseen", 0.0) >= _KNEW
 
 
 def _plain(certificate: Certificate, forgetting: dict[str, Any]) -> str:

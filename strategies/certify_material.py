@@ -16,12 +16,14 @@ from clapforget.posterior.point import PointSumsHead
 from clapforget.seeding import generator_for
 from clapforget.strategies.model import ClapModel
 from clapforget.verify import Material, Part, Subject, Views
+from clapforget.verify.kept import right
 
-__all__ = ["request_material", "request_views", "subject_of", "validation_material"]
+__all__ = ["knew", "request_material", "request_views", "subject_of", "validation_material"]
 
 _MOST_UNSEEN = 10
 _TEST = {"forget": 30, "retain": 8, "unseen": 15}
 _SHOTS = {"forget": 20, "retain": 10, "unseen": 20}
+_KNEW = 0.15  # zero-shot accuracy beyond that on unseen classes
 _FORGET_IN_ALL = 60  # test images of a request of one or two classes
 
 
@@ -170,3 +172,13 @@ def _material(
         data.class_names, data.templates, views.forget, parts["retain"], unseen,
         views.neighbours, others, test=seen, shots=draw(shots),
     )  # fmt: skip
+
+
+def knew(before: Subject, m: Material) -> bool:
+    """Whether bare CLIP told the forgotten classes from others, which unseen ones show the chance of."""
+    told = {
+        part: float(right(before.bare(), m.test[part], m).float().mean())
+        for part in ("forget", "unseen")
+        if part in m.test
+    }
+    return told["forget"] - told.get("unseen", 0.0) >= _KNEW

@@ -19,7 +19,8 @@ from clapforget.prompts import PromptSettings
 from clapforget.strategies.buffer import UncertaintyBuffer
 from clapforget.strategies.certify import Certifier, certifier_of
 from clapforget.strategies.certify_samples import SampleCertifier
-from clapforget.strategies.forget_task import class_task, pair_task
+from clapforget.strategies.certify_until import check_until, unlearn_once, unlearn_until_verified
+from clapforget.strategies.forget_task import pair_task
 from clapforget.strategies.registry import StrategyOptions
 from clapforget.strategies.request_learning import RequestLearning, sample_rows
 from clapforget.strategies.training import TrainSettings
@@ -58,6 +59,8 @@ class ClapForget(RequestLearning):
         samples_in_clip: bool = False,
         certify: bool | Literal["full", "quick"] = True,
         claim: Claim = "association",
+        until: Literal["once", "verified"] = "once",
+        budget: int = 3,
         seed: int = 0,
         eval_mb_size: int = 256,
         device: str | torch.device | None = None,
@@ -81,6 +84,9 @@ class ClapForget(RequestLearning):
         :param certify: the level at which each forget request is examined, ``"full"`` (or True),
             ``"quick"`` or not at all; see :mod:`clapforget.verify.examine`.
         :param claim: what a certificate claims, see :class:`~clapforget.strategies.certify.Certifier`.
+        :param until: ``"verified"``: a request by class repeats the forgetter on its own result until the
+            quick level calls it forgotten on train images held back from it, at most ``budget`` times; see
+            :mod:`clapforget.strategies.certify_until`.
         :param seed: of everything random here. :param device: default: where the model is.
         """
         super().__init__(
@@ -93,6 +99,8 @@ class ClapForget(RequestLearning):
         self.retain_set = retain_set
         self.samples_in_clip = samples_in_clip
         self.certifier = certifier_of(certify, claim)
+        check_until(until, budget)
+        self.claim, self.until, self.budget = claim, until, budget
         self.certificates: list[Certificate] = []
         self.last_forgetting: dict[str, Any] | None = None
 
@@ -142,7 +150,8 @@ class ClapForget(RequestLearning):
         dropped = self._only_learned_for_now(experience)
         in_clip = rows[~torch.isin(data.train.targets[rows], torch.tensor(dropped).long())]
         if not by_sample and len(in_clip):
-            result = self.forgetter.unlearn(clip, class_task(self, experience, in_clip))
+            how = unlearn_until_verified if self.until == "verified" else unlearn_once
+            result = how(self, experience, in_clip)
         elif by_sample and (experience.request.pairs or self.samples_in_clip):
             result = self.forgetter.unlearn(clip, pair_task(self, experience, rows))
         losses: dict[str, Any] = dict(result.losses)
@@ -230,7 +239,7 @@ def strategy_arguments(clip: Clip, options: StrategyOptions, seed: int) -> dict[
         "memory": UncertaintyBuffer(memory.size, memory.score, seed),
         "training": options.training,
         "posterior_forgetting": options.posterior,
-        "samples_in_clip": options.requests.samples_in_clip,
+        **vars(options.requests),
         "seed": seed,
         "evaluator": EvaluationPlugin(),
     }

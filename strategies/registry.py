@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from clapforget.clip import Clip
 from clapforget.errors import UserError
@@ -40,6 +40,14 @@ class RequestSettings:
 
     samples_in_clip: bool = False
     """Whether a request by sample also runs the forgetter on CLIP, with the samples' captions."""
+    certify: Literal["full", "quick", False] = "full"
+    """The level at which requests by class are examined, or no certificates."""
+    claim: Literal["association", "knowledge"] = "association"
+    """What a certificate claims to be gone."""
+    until: Literal["once", "verified"] = "once"
+    """``verified`` repeats the forgetter until the quick level, on train images, says forgotten ..."""
+    budget: int = 3
+    """... at most so many times."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,8 @@ class StrategyOptions:
     def check(self) -> None:
         """:raises UserError: for numbers that make no sense."""
         for group, name, least in (
-            ("memory", "size", 1), ("training", "epochs", 1), ("training", "batch_size", 1),
+            ("memory", "size", 1), ("requests", "budget", 1),
+            ("training", "epochs", 1), ("training", "batch_size", 1),
             ("posterior", "steps", 0), ("training", "consolidation_epochs", 0),
             ("posterior", "batch_size", 1), ("posterior", "lr", 0), ("training", "lr", 0),
             ("training", "consolidation_lr", 0), ("training", "warm_up", 0),
