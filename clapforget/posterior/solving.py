@@ -45,6 +45,10 @@ class _Left:
     columns: Tensor
     weight: Tensor
 
+    def of(self, some: Tensor) -> _Left:
+        """Those of a mask [n]."""
+        return _Left(self.phi[some], self.columns[some], self.weight[some])
+
 
 @torch.no_grad()
 def solve(head: ExactHead) -> list[Part]:
@@ -125,8 +129,13 @@ def _temperature_without_data(posterior: Discriminant | Regression, scale: float
 
 def _hyper(head: ExactHead, prior: Tensor, left: _Left) -> tuple[float, float]:
     """κ₀ and ψ of the smallest left-out log loss on the image feature alone: ψ at κ₀ = 1, then
-    κ₀ at that ψ."""
+    κ₀ at that ψ.
+
+    Only of classes with two samples or more: without its only sample a class is its text, which says
+    nothing of how much a sample should count beside it. Where no class has two, both keep their defaults.
+    """
     size, settings = head.width, head.settings
+    left = left.of(head.sums.count[left.columns] > 1)
     prior, phi = prior[:, :size], left.phi[..., :size]
 
     def loss(kappa0: float, psi: float) -> float:
