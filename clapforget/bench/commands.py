@@ -154,14 +154,30 @@ def bench_verify(
     methods: Annotated[
         bool, typer.Option("--methods", help="Instead: every forgetter before the verifier.")
     ] = False,
+    scenario: Annotated[
+        str, typer.Option(help="lab, or cifar100: kinds that need no retrained twin.")
+    ] = "lab",
+    data: Annotated[Path | None, typer.Option(help="Where CIFAR-100 is.")] = None,
 ) -> None:
     """Verifying: cases whose truth is known by construction, and how the verifier fares on them."""
     from clapforget.bench.verify import measure
+    from clapforget.bench.verify_cifar import measure_cifar
     from clapforget.bench.verify_methods import measure_methods
 
     if level not in ("quick", "full"):
         raise UserError(f"unknown level {level!r}", "choose quick or full")
+    if scenario not in ("lab", "cifar100"):
+        raise UserError(f"no truth bench on scenario {scenario!r}", "choose lab or cifar100")
+    if scenario == "lab" and data is not None:
+        raise UserError(
+            "--data: the lab draws its own images", "leave it out, or --scenario cifar100"
+        )
+    if scenario == "cifar100" and methods:
+        raise UserError("--methods is of the lab", "leave out --scenario")
     chosen = parse_numbers(seeds) if seeds else None
+    if scenario == "cifar100":
+        _measured(lambda: measure_cifar(data, chosen or (0,), level, say), json_file)  # type: ignore[arg-type]
+        return
     if methods:
         _measured(lambda: measure_methods(level, say), json_file)  # type: ignore[arg-type]
         return

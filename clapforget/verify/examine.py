@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from clapforget.verify.evidence import Evidence
 from clapforget.verify.kept import kept_evidence, kept_probability
 from clapforget.verify.material import Material
+from clapforget.verify.membership import image_membership
 from clapforget.verify.reading import FULL, WITNESSES, Level, Reading
 from clapforget.verify.rules import Claim, decide
 from clapforget.verify.subject import Subject
@@ -88,20 +89,35 @@ def examine(
     evidence = weigh(old, new, reference) + kept_evidence(before, after, m)
     if twin is not None:
         evidence += twin_evidence(before, after, twin, m, seed)
+        if m.members is not None:
+            evidence += image_membership(before, after, twin, m, seed)
     surety = kept_probability(after, m) / max(kept_probability(before, m), 1e-9)
-    judgement = decide(evidence, claim, surety, not_tested=not_tested(m, level))
+    judgement = decide(
+        evidence, claim, surety, not_tested=not_tested(m, level, twin is not None, after)
+    )
     return Examination(judgement, evidence, time.monotonic() - began, level, claim,
                        {"before": old, "after": new, "twin": reference}, surety)  # fmt: skip
 
 
-def not_tested(m: Material, level: Level) -> list[str]:
+def not_tested(
+    m: Material, level: Level, twin: bool = False, after: Subject | None = None
+) -> list[str]:
     """What an examination leaves out, and why."""
     left = []
     if level == "quick":
         left.append("relearning, fine-tuning on retained data, learned prompts (level full does)")
-    left.append(
-        "membership of single images: needs to be known on which images the model before was trained"
-    )
+    if (
+        after is not None
+        and after.answer is not None
+        and after.class_weights is None
+        and not after.nats
+    ):
+        left.append("what the head stores: it shows neither class vectors nor nats")
+    if m.members is None:
+        left.append("membership of single images: needs to be known on which images the model before "
+                    "was trained")  # fmt: skip
+    elif not twin:
+        left.append("membership of single images: needs a twin as reference model")
     if not m.neighbours:
         left.append("neighbours: the data set names none")
     if not m.unseen:

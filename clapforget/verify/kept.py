@@ -11,7 +11,7 @@ from clapforget.verify.evidence import Evidence
 from clapforget.verify.material import Material, Part
 from clapforget.verify.subject import Subject
 
-__all__ = ["kept_evidence", "kept_probability", "right"]
+__all__ = ["found_by_name", "kept_evidence", "kept_probability", "right"]
 
 _CLASS_LOSS = 0.20
 _ALPHA = 0.05
@@ -41,6 +41,20 @@ def kept_probability(subject: Subject, m: Material) -> float:
     return float((probs * own).sum(1).mean())
 
 
+def found_by_name(subject: Subject, part: Part, m: Material) -> torch.Tensor:
+    """Text to image: whether each image is among the first n_c that its class's name finds in ``part``, zero-shot,
+    where n_c is the number of the class's images; ties count against it. The mean is the R-precision.
+
+    :returns: bool [n].
+    """
+    labels = part.labels.to(subject.clip.device)
+    scores = subject.bare().zero_shot(part, m.names, m.templates)[:, labels]  # [image, query]
+    own = scores.diagonal()[None]
+    same = labels[:, None] == labels[None]
+    ahead = torch.where(same, scores > own, scores >= own).sum(0)
+    return ahead < same.sum(0)
+
+
 def kept_evidence(before: Subject, after: Subject, m: Material) -> list[Evidence]:
     """Accuracy before and after on the same images: by view, with the forgotten names among the
     answers and without, by the subject and by bare CLIP; and the single class that lost most.
@@ -65,7 +79,10 @@ def kept_evidence(before: Subject, after: Subject, m: Material) -> list[Evidence
                            f"retained classes, {how}, forgotten names left out",
                            right(old, part, m, True)[rows], right(new, part, m, True)[rows], prefix))  # fmt: skip
         found.append(_worst(prefix, how, then[rows], now[rows], part.labels[rows], m))
-    return found
+    retrieved = _loss("clip_retain_retrieval", "retained images found by their name (text to image, R-precision)",
+                      found_by_name(before, part, m), found_by_name(after, part, m), "clip_")  # fmt: skip
+    retrieved.role = "shown"  # ranks among neighbours move with every training
+    return [*found, retrieved]
 
 
 _TITLES = {"retain": "retained classes", "neighbours": "neighbours", "bystanders": "bystanders"}

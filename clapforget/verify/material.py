@@ -60,6 +60,9 @@ class Material:
     """Test images of ``forget``, ``retain`` (bystanders among them) and ``unseen``."""
     shots: Mapping[str, Part] = field(default_factory=dict)
     """Attack images by the same names."""
+    members: Part | None = None
+    """Images of ``forget`` that the model before is known to have been trained on, from a random split of
+    which the test images are the other part; None where that is not known."""
 
     @property
     def kept(self) -> Tensor:
@@ -78,6 +81,7 @@ def material_from(
     unseen_classes: int = 10,
     retain_images: int = 8,
     shots: int = 20,
+    members: int = 0,
     seed: int = 0,
 ) -> Material:
     """Material from a data set of train and test images.
@@ -89,6 +93,8 @@ def material_from(
     :param test_images: of each forgotten class; so for ``unseen_images`` and ``retain_images``.
     :param unseen_classes: at most so many of the unseen ones, drawn at random.
     :param shots: attack images of each forgotten and unseen class.
+    :param members: training images of each forgotten class, to ask whether they are known one by one; 0
+        unless the model before was trained on exactly the data's training images.
     :raises UserError: for a request that names no class, or a class that plays two parts.
     """
     forget = tuple(dict.fromkeys(forget))
@@ -129,9 +135,12 @@ def material_from(
     sizes = {"forget": test_images, "retain": retain_images, "unseen": unseen_images}
     parts = {"forget": forget, "retain": tuple(retain), "unseen": tuple(unseen)}
     near = set(data.neighbours(forget))
+    test = {k: draw("test", c, sizes[k]) for k, c in parts.items() if len(c)}
+    given = {
+        k: draw("train", c, shots if k != "retain" else 10) for k, c in parts.items() if len(c)
+    }
     return Material(
         data.class_names, data.templates, forget, tuple(retain), tuple(unseen),
-        tuple(c for c in retain if c in near),
-        test={k: draw("test", c, sizes[k]) for k, c in parts.items() if len(c)},
-        shots={k: draw("train", c, shots if k != "retain" else 10) for k, c in parts.items() if len(c)},
+        tuple(c for c in retain if c in near), test=test, shots=given,
+        members=draw("train", forget, members) if members else None,
     )  # fmt: skip

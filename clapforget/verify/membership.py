@@ -16,9 +16,12 @@ from torch import Tensor
 from clapforget.errors import UserError
 from clapforget.verify import statistics
 from clapforget.verify.evidence import Evidence
+from clapforget.verify.material import Material, Part
+from clapforget.verify.subject import Subject
 
 __all__ = [
     "Shadows",
+    "image_membership",
     "log_odds",
     "membership_evidence",
     "rmia",
@@ -197,3 +200,35 @@ def shadow_membership(
     return membership_evidence(
         "u_lira", was, u_lira(after, shadows.learned, shadows.after), member, seed
     )
+
+
+def image_membership(
+    before: Subject, after: Subject, twin: Subject, m: Material, seed: int = 0
+) -> list[Evidence]:
+    """RMIA of the forgotten classes' training images against their test images: the twin is the reference
+    model, the retained test images are the population.
+
+    :raises UserError: where the material does not say which images were trained on.
+    """
+    if m.members is None:
+        raise UserError(
+            "no image is known to have been trained on", "give the material its members"
+        )
+    seen, others, population = m.members, m.test["forget"], m.test["retain"]
+
+    def scores(subject: Subject) -> Tensor:
+        x = torch.cat([_own_probability(subject, part, m) for part in (seen, others)])
+        reference = torch.cat([_own_probability(twin, part, m) for part in (seen, others)])
+        z, usual = (_own_probability(s, population, m) for s in (subject, twin))
+        return rmia(x, reference[None], z, usual[None])
+
+    member = torch.arange(len(seen) + len(others)) < len(seen)
+    return membership_evidence("rmia", scores(before), scores(after), member, seed)
+
+
+def _own_probability(subject: Subject, part: Part, m: Material) -> Tensor:
+    probs = subject.logits(part, m.names, m.templates).softmax(1)
+    own = part.labels.to(probs.device)[:, None] == subject.column_labels(len(m.names)).to(
+        probs.device
+    )
+    return (probs * own).sum(1)

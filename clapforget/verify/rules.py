@@ -18,9 +18,10 @@
 8. **damaged**: a single kept class lost more than 20 % of its images (binomial test, Holm over the classes).
 9. **inconclusive**: nothing stands in for a model that never knew (no twin, no unseen classes).
 10. **inconclusive**: bare CLIP knew the class, knowledge is claimed to be gone, and no witness could judge
-   the image tower; or the head alone knew it and shows neither stored class vectors nor nats of a posterior
-   (answers alone cannot tell what a head holds back); or a piece whose role is ``both`` is not shown to be
-   at most the margin above the reference (one-sided test at 5 %; all must pass, so no correction).
+   the image tower; or the head alone knew it, still has a column for it and shows neither stored class
+   vectors nor nats of a posterior (answers alone cannot tell what a head holds back); or a piece whose role
+   is ``both`` is not shown to be at most the margin above the reference (one-sided test at 5 %; all must
+   pass, so no correction).
 11. **forgotten**. A piece of evidence that only accuses and lies clearly beyond the reference on the other
    side is named as a scar.
 """
@@ -171,9 +172,9 @@ def _weakened(
 
 
 def _head_not_shown(found: dict[str, Evidence], answers: Evidence) -> bool:
-    """Whether a head knew what bare CLIP never did, and nothing stored was looked at."""
+    """Whether a head knew what bare CLIP never did, still has its column, and nothing stored was looked at."""
     bare = found.get("zero_shot")
-    if bare is None or bare.role != "shown":
+    if bare is None or bare.role != "shown" or "column_shut" not in found:
         return False
     knew = (answers.before or 0.0) > (answers.reference or 0.0) + (answers.margin or 0.0)
     inside = (found.get("head_weights"), found.get("posterior_nats"))

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 
 from clapforget.bench import verify as bench
-from clapforget.bench.verify_edits import exchange_names, scramble_names
+from clapforget.bench.verify_attack_edits import pass_name_on, permuted, turned
+from clapforget.bench.verify_cifar import CifarWorld, kinds
+from clapforget.bench.verify_edits import exchange_names, scramble_names, token_rows
 from clapforget.bench.verify_kinds import KINDS
 from clapforget.bench.verify_world import EXCLUDED, REQUESTS, World
 from clapforget.clip import Clip
 from clapforget.lab import known_classes
+from clapforget.loading import load_clip
+from clapforget.scenarios import ImageData
+from clapforget.scenarios.cifar100_data import class_folders
+from clapforget.scenarios.cifar100_data import known_classes as cifar_known
+from clapforget.scenarios.data import TensorImages
 from clapforget.verify.kept import right
 from clapforget.verify.material import Material
 from clapforget.verify.subject import Subject
@@ -103,3 +111,75 @@ def test_numbers_are_counted_right() -> None:
     assert found["quick_seconds"] == 3.0
     assert found["certificate_seconds"] == 9.0
     assert len(found["wrong"]) == 2
+
+
+def cosines(clip: Clip) -> torch.Tensor:
+    part, m = material().test["retain"].first(2), material()
+    return Subject(clip).zero_shot(part, m.names, m.templates)
+
+
+def test_permuted_and_turned_weights_are_the_same_function() -> None:
+    other = turned(permuted(world().base, 3), 3)
+    torch.testing.assert_close(cosines(other), cosines(world().base), atol=2e-5, rtol=0)
+    assert not torch.equal(other.model.text_projection, world().base.model.text_projection)
+
+
+def test_a_name_passed_on_means_the_other_class_and_back_only_if_asked() -> None:
+    others = world().strangers(2)
+    part, m = material().test["forget"].first(5), material()
+
+    def answers(clip: Clip) -> torch.Tensor:
+        return Subject(clip).logits(part, m.names, m.templates).argmax(1)
+
+    back = answers(pass_name_on(world(), others, back=True))
+    moved = torch.tensor([others[world().forget.index(int(c))] for c in part.labels])
+    assert (back == moved).float().mean() > 0.9
+    assert (answers(pass_name_on(world(), others, back=False)) == moved).float().mean() < 0.1
+
+
+def test_a_verdict_that_a_kind_allows_as_well_is_right_and_forgotten_is_never_one() -> None:
+    assert replace(outcome("suppressed", "damaged", "damaged", 0.0), or_else=("damaged",)).right
+    assert not outcome("suppressed", "damaged", "damaged", 0.0).right
+    assert all("forgotten" not in kind.or_else for kind in KINDS)
+
+
+def test_the_quick_bench_names_kinds_that_there_are() -> None:
+    assert len(bench._few()) == len(bench._CHEAP)
+
+
+def test_strangers_are_neither_known_nor_taught() -> None:
+    assert not {*known_classes(), *world().new} & set(world().strangers(10))
+
+
+@cache
+def cifar() -> CifarWorld:
+    """CIFAR-100 in name only: the world is about classes and names, not about pixels."""
+    names = tuple(name.replace("_", " ") for name in class_folders())
+    rows = torch.arange(5000)
+    pixels = torch.zeros(5000, 3, 1, 2, dtype=torch.uint8)
+    pixels[:, 0, 0] = torch.stack([rows % 256, rows // 256], 1).byte()  # no two images alike
+    images = TensorImages(pixels, rows % 100, "train")
+    data = ImageData("cifar100", names, images, images, frozenset(cifar_known()))
+    return CifarWorld(0, data, load_clip("cifar100-tiny"))
+
+
+def test_the_classes_asked_of_cifar_share_no_token_with_another() -> None:
+    rows = [set(token_rows(cifar(), c)) for c in range(100)]
+    for label in cifar().forget:
+        assert label in cifar_known()
+        assert not any(rows[label] & other for c, other in enumerate(rows) if c != label)
+    assert not set(cifar().forget) & set(cifar().retain)
+
+
+def test_case_makers_of_cifar_get_other_training_images_than_the_verifier() -> None:
+    here = CifarWorld(0, cifar().data, cifar().base)
+    mine = {i.numpy().tobytes() for i in here.images(range(100), 25).images}
+    theirs = {i.numpy().tobytes() for i in here._attackers.train.images(torch.arange(2500))}
+    assert len(mine) == len(theirs) == 2500
+    assert not mine & theirs
+
+
+def test_the_kinds_of_cifar_need_no_twin() -> None:
+    found = kinds()
+    assert len(found) == 11
+    assert {k.truth for k in found} == {"forgotten", "suppressed", "retained", "damaged"}

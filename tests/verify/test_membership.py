@@ -11,10 +11,12 @@ from scipy import stats
 from torch import Tensor
 
 from clapforget.errors import UserError
-from clapforget.posterior.exact import ExactHead
 from clapforget.seeding import generator_for
+from clapforget.verify import Material, Subject, material_from
+from clapforget.verify.examine import not_tested
 from clapforget.verify.membership import (
     Shadows,
+    image_membership,
     log_odds,
     membership_evidence,
     rmia,
@@ -23,6 +25,7 @@ from clapforget.verify.membership import (
     train_shadows,
     u_lira,
 )
+from tests.verify.worlds import FORGET, RETAIN, clip, data, material
 
 MEMBER = torch.arange(80) < 40
 
@@ -148,49 +151,45 @@ def test_the_true_positive_rate_has_at_most_the_false_ones_stated() -> None:
     assert tpr_at(np.array([0.9, 1.1]), np.array([0.1, 1.0]))[0] == 0.5  # few others: none above
 
 
-def exact_shadows(v: Tensor, y: Tensor, candidates: int, really: bool) -> Shadows:
-    """Exact heads; the first ``candidates`` samples are those that shadows learn half of."""
-    text = torch.nn.functional.normalize(draw(4, 1, v.shape[1], seed=20), dim=-1)
-    ids = torch.arange(len(y))
-
-    def model(head: ExactHead) -> Callable[[], Tensor]:
-        def odds() -> Tensor:
-            logits = head.predict(v[:candidates]).logits
-            assert logits is not None
-            return log_odds(logits, y[:candidates])
-
-        odds.head = head  # type: ignore[attr-defined]
-        return odds
-
-    def fit(rows: Tensor, mine: Tensor) -> Callable[[], Tensor]:
-        head = ExactHead(v.shape[1], 20.0)
-        head.grow(range(4), text)
-        rows = torch.cat([mine, rows + candidates])
-        head.learn(v[rows][:, None], y[rows], ids[rows], "t")
-        return model(head)
-
-    def unlearn(old: Callable[[], Tensor], mine: Tensor) -> Callable[[], Tensor]:
-        head = old.head  # type: ignore[attr-defined]
-        if really:
-            head.delete(v[mine][:, None], y[mine], ids[mine], "t")
-        return model(head)
-
-    return train_shadows(fit, unlearn, len(y) - candidates, candidates, 8, generator_for(3, 1))
+def with_members() -> Material:
+    return material_from(data(), FORGET, retain=RETAIN[:8], unseen_classes=2, test_images=15, unseen_images=2,
+                         retain_images=4, shots=2, members=6)  # fmt: skip
 
 
-def test_an_exact_head_that_deletes_leaves_no_member() -> None:
-    y = torch.arange(120) % 4
-    v = torch.nn.functional.normalize(
-        draw(4, 16, seed=21)[y] + 1.5 * draw(120, 16, seed=22), dim=-1
-    )
-    shadows = exact_shadows(v, y, 80, really=True)
-    mask = shadows.learned.float()
-    gap = (shadows.after * mask).sum() / mask.sum() - (shadows.after * (1 - mask)).sum() / (
-        1 - mask
-    ).sum()
-    trace = (shadows.before * mask).sum() / mask.sum() - (shadows.before * (1 - mask)).sum() / (
-        1 - mask
-    ).sum()
-    assert trace > 5 * gap.abs()  # learning leaves a trace, deletion takes it back
-    kept = exact_shadows(v, y, 80, really=False)
-    torch.testing.assert_close(kept.before, kept.after)
+def test_members_are_training_images_of_the_request() -> None:
+    m = with_members()
+    assert m.members is not None
+    assert m.members.classes() == sorted(FORGET)
+    assert len(m.members) == 12
+    tested = {image.numpy().tobytes() for part in m.test.values() for image in part.images}
+    assert not tested & {image.numpy().tobytes() for image in m.members.images}
+
+
+def test_images_are_looked_for_one_by_one_where_a_head_holds_them() -> None:
+    """A head that answers surely only what it has seen, to the pixel; the twin has seen nothing."""
+    m = with_members()
+    assert m.members is not None
+    own = dict(zip((i.numpy().tobytes() for i in m.members.images), m.members.labels.tolist()))
+
+    def answer(v: Tensor, images: Tensor) -> Tensor:
+        logits = torch.zeros(len(images), len(m.names))
+        for row, image in enumerate(images):
+            if (label := own.get(image.numpy().tobytes())) is not None:
+                logits[row, label] = 20.0
+        return logits
+
+    columns = range(len(m.names))
+    holds = Subject(clip(), answer, columns)
+    blank = Subject(clip(), lambda v, images: torch.zeros(len(images), len(m.names)), columns)
+    found = {p.name: p for p in image_membership(holds, blank, blank, m)}
+    assert found["rmia_auroc"].before == 1
+    assert found["rmia_auroc"].value == 0.5
+    assert found["rmia_tpr"].before == 1
+    with pytest.raises(UserError, match="known to have been trained on"):
+        image_membership(holds, blank, blank, material())
+
+
+def test_a_certificate_says_why_membership_is_left_out() -> None:
+    assert any("which images" in line for line in not_tested(material(), "full", True))
+    assert any("needs a twin" in line for line in not_tested(with_members(), "full", False))
+    assert not any("membership" in line for line in not_tested(with_members(), "full", True))

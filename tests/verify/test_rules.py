@@ -135,6 +135,9 @@ def test_a_head_that_alone_knew_the_class_must_show_what_it_stores(shown: str) -
         found[name] = replace(found[name], role="shown", residue=None, lead=None, holds=None)
     found["answer_rank"] = piece("answer_rank", 0.0, group="behaviour")
     found["zero_shot"] = piece("zero_shot", 0.0, role="shown", residue=None, lead=0.0, holds=None)
+    without = decide(list(found.values()))
+    assert without.verdict == "forgotten"  # no column: nothing that could be held back
+    found["column_shut"] = piece("column_shut", 0.0, group="head", absolute=True, residue=None)
     if shown:
         found[shown] = piece(shown, 0.0, group="head")
     judgement = decide(list(found.values()))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from clapforget.verify.material import Material, Part
-from clapforget.verify.reading import Reading, read, witness
+from clapforget.verify.reading import Reading, array, read, witness
 from clapforget.verify.subject import Subject
 
 __all__ = ["association", "precision_by_column"]
@@ -32,6 +32,11 @@ def association(subject: Subject, m: Material, seed: int) -> list[Reading]:
              lambda part: _alias(subject.bare(), m, part), role="accuses", margin=0.5,
              absolute=True),
     ]  # fmt: skip
+    found += [
+        read("alias_answered", "images answered by one and the same other name that is not kept", "attack", m,
+             lambda part: _alias_answered(subject.bare(), m, part), role="accuses", margin=0.5, absolute=True),
+        _found_by_name(subject, m),
+    ]  # fmt: skip
     if len(m.forget) > 1:
         found.append(
             read("exchange", "images found by the name of another forgotten class", "attack", m,
@@ -45,6 +50,30 @@ def association(subject: Subject, m: Material, seed: int) -> list[Reading]:
         if set(m.forget) & set(subject.column_labels(len(m.names)).tolist()):
             found.append(_shut(subject, m))
     return found
+
+
+def _found_by_name(subject: Subject, m: Material) -> Reading:
+    """Text to image, R@1: whether the image nearest to a class's name is one of it, an entry a class and
+    wording. Searched among the class's own part and the retained images.
+
+    Entries of a class share its name and its images, so their number overstates what is known: shown,
+    not judged. Image to text, R@1, is the zero-shot answer.
+    """
+
+    def look(part: Part) -> tuple[np.ndarray, np.ndarray]:
+        classes = torch.tensor(part.classes())
+        names = [m.names[int(c)] for c in classes]
+        kept = m.test["retain"]
+        pool = torch.cat([subject.features(part), subject.features(kept)])
+        labels = torch.cat([part.labels, kept.labels])
+        first = torch.einsum("nd,cld->ncl", pool, subject.wordings(names, m.templates)).argmax(0)
+        right = labels[first.cpu()] == classes[:, None]
+        return array(right.flatten()), classes.repeat_interleave(right.shape[1]).numpy()
+
+    forget, labels = look(m.test["forget"])
+    unseen = look(m.test["unseen"]) if "unseen" in m.test else (None, None)
+    return Reading("found_by_name", "names whose nearest image is of the class (text to image, R@1)", "clip",
+                   forget, labels, *unseen, role="shown")  # fmt: skip
 
 
 def _shut(subject: Subject, m: Material) -> Reading:
@@ -107,6 +136,21 @@ def _alias(subject: Subject, m: Material, part: Part) -> Tensor:
         if len(others):
             own = hits[rows][:, others]
             result[rows] = own[:, own.mean(0).argmax()]
+    return result
+
+
+def _alias_answered(subject: Subject, m: Material, part: Part) -> Tensor:
+    """Whether an image is answered by the name that answers most of its class, out of those that are neither
+    its own nor kept. Images of a class never learned are answered by kept names, most of them.
+    """
+    answers = subject.zero_shot(part, m.names, m.templates).argmax(1)
+    kept, result = m.kept.to(answers.device), torch.zeros(len(answers), device=answers.device)
+    for label in part.classes():
+        rows = part.labels.to(answers.device) == label
+        own = answers[rows]
+        free = own[~torch.isin(own, kept) & (own != label)]
+        if len(free):
+            result[rows] = (own == free.mode().values).float()
     return result
 
 

@@ -132,9 +132,9 @@ def posterior(subject: Subject, m: Material, seed: int) -> list[Reading]:
 
 
 def _nats(subject: Subject, m: Material) -> list[Reading]:
-    own = {c: subject.nats[c] for c in m.forget if c in subject.nats}
-    if not own:
+    if not subject.nats:
         return []
+    own = {c: subject.nats.get(c, 0.0) for c in m.forget}  # no column: nothing is held of it
     labels = np.array(sorted(own))
     values = np.array([own[int(c)] for c in labels])
     return [Reading("posterior_nats", "nats of the forgotten classes' posterior over the prior",

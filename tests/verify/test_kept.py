@@ -1,0 +1,48 @@
+"""What was to be kept: retrieval from text to image beside the other direction."""
+
+from __future__ import annotations
+
+import torch
+
+from clapforget.verify import Reading, Subject
+from clapforget.verify.kept import found_by_name, kept_evidence
+from clapforget.verify.witnesses.association import association, precision_by_column
+from tests.verify.worlds import FORGET, material, scrambled, subject
+
+
+def test_retrieval_by_name_is_r_precision_in_the_own_column() -> None:
+    part, m = material().test["retain"], material()
+    scores = subject().zero_shot(part, m.names, m.templates)
+    nothing = scores.new_zeros(0, scores.shape[1])
+    want = precision_by_column(scores, nothing, part.labels).gather(1, part.labels[:, None])[:, 0]
+    assert torch.equal(found_by_name(subject(), part, m).to(want), want)
+    assert want.mean() > 0.8
+
+
+def test_names_that_all_say_the_same_find_nothing() -> None:
+    constant = Subject(subject().clip)
+    m = material()
+    key = (tuple(m.names), tuple(m.templates))
+    constant._wordings[key] = torch.zeros_like(subject().wordings(*key))
+    assert not found_by_name(constant, m.test["retain"], m).any()
+
+
+def test_both_directions_are_shown_of_what_was_kept() -> None:
+    found = {p.name: p for p in kept_evidence(subject(), subject(), material())}
+    piece = found["clip_retain_retrieval"]
+    assert piece.role == "shown"
+    assert piece.drop == 0
+    assert found["clip_retain_accuracy"].role == "kept"
+
+
+def test_a_name_finds_an_image_of_its_class_until_it_means_nothing() -> None:
+    def read(who: Subject) -> Reading:
+        return next(r for r in association(who, material(), 0) if r.name == "found_by_name")
+
+    knows, lost = read(subject()), read(Subject(scrambled()))
+    assert len(knows.forget) == len(FORGET) * len(material().templates)
+    assert knows.forget.mean() > 0.8
+    assert lost.forget.mean() < 0.4
+    assert knows.unseen is not None
+    assert knows.unseen.mean() < 0.4
+    assert knows.role == "shown"
