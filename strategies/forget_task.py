@@ -11,7 +11,7 @@ from clapforget.errors import UserError
 from clapforget.seeding import generator_for
 from clapforget.unlearn.base import ForgetTask, Pairs
 
-__all__ = ["class_task", "pair_task"]
+__all__ = ["caption_pairs", "class_task", "pair_task"]
 
 _MOST_RETAINED = 2000  # pairs drawn from the data where no memory holds any
 
@@ -46,30 +46,41 @@ def pair_task(strategy: Any, experience: Any, rows: Tensor) -> ForgetTask:
     :raises UserError: without captions: a class's name belongs to all its images, so it cannot be
         taken from some of them.
     """
-    data, request = experience.data, experience.request
-    if data.captions is None:
-        raise UserError(
-            f"{data.name} has no captions, so CLIP knows its images by their class's name alone",
-            "leave requests.samples_in_clip off, or forget the class",
-        )
-    image, names = [], []
-    for row, captions in zip(rows.tolist(), data.captions("train", rows)):
-        for caption in captions:
-            if request.samples or request.matches(caption):
-                image.append(row)
-                names.append(caption)
+    data = experience.data
+    forget = caption_pairs(experience, rows)
     keep = strategy.memory.sample_ids if len(strategy.memory) else _others(strategy, experience)
     kept = [captions[0] for captions in data.captions("train", keep)]
     gone = set(experience.forgotten_classes)
     words = [name for c, name in enumerate(data.class_names) if c not in gone]
     return ForgetTask(
-        Pairs(data.train.images(torch.tensor(image, dtype=torch.long)), names),
+        forget,
         strategy.retain_set or Pairs(data.train.images(keep), kept),
         ("{}",),
         [data.templates[0].format(word) for word in words],
         seed=strategy.request_seed,
         progress=strategy.on_progress,
     )
+
+
+def caption_pairs(experience: Any, rows: Tensor) -> Pairs:
+    """Train images with those of their captions that a request by sample or by pair asks to forget.
+
+    :param rows: of the images, [n]. :raises UserError: without captions.
+    """
+    data, request = experience.data, experience.request
+    if data.captions is None:
+        raise UserError(
+            f"{data.name} has no captions, so CLIP knows its images by their class's name alone",
+            "leave requests.samples_in_clip off, or forget the class",
+        )
+    said = [
+        (row, caption)
+        for row, captions in zip(rows.tolist(), data.captions("train", rows))
+        for caption in captions
+        if request.samples or request.matches(caption)
+    ]
+    images = data.train.images(torch.tensor([row for row, _ in said], dtype=torch.long))
+    return Pairs(images, [caption for _, caption in said])
 
 
 def _others(strategy: Any, experience: Any) -> Tensor:

@@ -16,6 +16,7 @@ from avalanche.training.templates.base_sgd import PeriodicEval
 from clapforget.errors import UserError
 from clapforget.strategies.buffer import UncertaintyBuffer
 from clapforget.strategies.classifier import ClipClassifier
+from clapforget.strategies.forget_task import caption_pairs
 from clapforget.unlearn.base import ForgetTask, Forgetter, Pairs, make_forgetter
 
 __all__ = ["ForgettingPlugin", "forget_in_buffer"]
@@ -31,7 +32,8 @@ class ForgettingPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
     from the experience either; the forgetter changes CLIP with the memories as retain set (not for
     requests by sample: CLIP was frozen when they were learned); the classifier drops what training
     taught of the classes; the optimiser's state is emptied. Not removed: what the samples taught the
-    classifier of other classes. :attr:`done` says so of each request.
+    classifier of other classes. :attr:`done` says so of each request. A request of what is gone
+    already changes nothing, and says that.
 
     Stands last among ``plugins``. Plugins that keep something of a task when it ends (importances,
     teachers) would take the request for a task and are refused.
@@ -53,6 +55,13 @@ class ForgettingPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         self.done: list[dict[str, Any]] = []
         """What each forget request came to."""
         self._silenced: list[Any] = []
+
+    def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        """Replay can't open an empty data set beside its own, and nothing is read from either."""
+        forgets = getattr(strategy.experience, "kind", "learn") == "forget"
+        if forgets and not len(strategy.adapted_dataset):
+            held = [policy.buffer for policy in _policies(strategy) if len(policy.buffer)]
+            strategy.adapted_dataset = held[0] if held else strategy.adapted_dataset
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         if getattr(strategy.experience, "kind", "learn") == "forget":
@@ -86,43 +95,59 @@ class ForgettingPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
                 )
 
     def _forget(self, strategy: Any, experience: Any) -> dict[str, Any]:
-        data, labels = experience.data, set(experience.classes)
-        ids = set(experience.dataset.sample_id)
-        policies = [p.storage_policy for p in strategy.plugins if isinstance(p, ReplayPlugin)]
+        policies, model = _policies(strategy), strategy.model
+        ids, labels = set(experience.dataset.sample_id), set(experience.classes)
         deleted = 0
         for policy in policies:
             deleted += forget_in_buffer(policy, ids, labels)
             policy.update = lambda *_, **__: None  # replay keeps nothing of this experience
             self._silenced.append(policy)
-        model: ClipClassifier = strategy.model
-        touched = labels or set(experience.dataset.targets)
-        notes: dict[str, Any] = {"steps": 0}
-        changed = model.clip
-        if labels:
-            rows = torch.tensor(sorted(ids), dtype=torch.long)
-            names = [data.class_names[c] for c in data.train.targets[rows].tolist()]
-            task = ForgetTask(
-                Pairs(data.train.images(rows), names), self.retain_set or _held(policies, data),
-                model.templates, data.class_names,
-                seed=self.seed * 1_000_003 + strategy.clock.train_exp_counter,
-            )  # fmt: skip
-            result = self.forgetter.unlearn(model.clip, task)
-            changed, notes = result.clip, {"steps": result.steps, **result.notes}
-        model.forget(changed, touched)
+        notes: dict[str, Any] = {"request": experience.request.title, "exemplars_deleted": deleted}
+        if done := experience.nothing_to_do:
+            return notes | {"steps": 0, "nothing_to_do": done}
+        changed, steps = model.clip, 0
+        if (labels or experience.request.pairs) and ids:
+            result = self.forgetter.unlearn(changed, self._task(strategy, experience, policies))
+            changed, steps, notes = result.clip, result.steps, notes | result.notes
+        model.forget(changed, labels or set(experience.dataset.targets))
         strategy.optimizer.state.clear()
-        return {
-            "request": experience.request.title, "exemplars_deleted": deleted,
-            "not_removed": "what the samples taught the classifier of other classes", **notes,
-        }  # fmt: skip
+        what = "what the samples taught the classifier of other classes"
+        return notes | {"steps": steps, "not_removed": what}
+
+    def _task(self, strategy: Any, experience: Any, policies: list[Any]) -> ForgetTask:
+        """Images with their class's name; of a request by pairs with their captions."""
+        data, by_pair = experience.data, bool(experience.request.pairs)
+        rows = torch.tensor(sorted(experience.dataset.sample_id), dtype=torch.long)
+        if by_pair:
+            forget = caption_pairs(experience, rows)
+        else:
+            names = [data.class_names[c] for c in data.train.targets[rows].tolist()]
+            forget = Pairs(data.train.images(rows), names)
+        templates, words = strategy.model.templates, list(data.class_names)
+        return ForgetTask(
+            forget, self.retain_set or _held(policies, data, by_pair),
+            ["{}"] if by_pair else templates,
+            [templates[0].format(word) for word in words] if by_pair else words,
+            seed=self.seed * 1_000_003 + strategy.clock.train_exp_counter,
+        )  # fmt: skip
 
 
-def _held(policies: list[Any], data: Any) -> Pairs:
-    """Exemplars of the replay memories with their class names, at most 512."""
-    samples = list(islice(chain.from_iterable(p.buffer for p in policies), _MOST_RETAINED))
+def _policies(strategy: Any) -> list[Any]:
+    return [p.storage_policy for p in strategy.plugins if isinstance(p, ReplayPlugin)]
+
+
+def _held(policies: list[Any], data: Any, captions: bool) -> Pairs:
+    """Exemplars of the replay memories, at most 512, with their class's names or their captions."""
+    buffers = [policy.buffer for policy in policies if len(policy.buffer)]
+    samples = list(islice(chain.from_iterable(buffers), _MOST_RETAINED))
     if not samples:
         return Pairs(torch.zeros(0, 3, 1, 1), [])
     images = torch.stack([sample[0] for sample in samples])
-    return Pairs(images, [data.class_names[int(sample[1])] for sample in samples])
+    names = [data.class_names[int(sample[1])] for sample in samples]
+    if captions:
+        ids = [i for buffer in buffers for i in buffer.sample_id][: len(samples)]
+        names = [said[0] for said in data.captions("train", torch.tensor(ids))]
+    return Pairs(images, names)
 
 
 def forget_in_buffer(buffer: Any, sample_ids: Collection[int], labels: Collection[int] = ()) -> int:

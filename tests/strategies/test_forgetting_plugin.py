@@ -19,7 +19,7 @@ from clapforget.scenarios import ImageData, stream
 from clapforget.strategies import UncertaintyBuffer
 from clapforget.strategies.classifier import ClipClassifier
 from clapforget.strategies.forgetting_plugin import ForgettingPlugin, forget_in_buffer
-from clapforget.unlearn import make_forgetter
+from clapforget.unlearn import ForgetTask, Forgetter, Unlearned, make_forgetter
 
 QUICK = {"steps": 60, "vocabulary_batch": 48, "retain_batch": 32}
 
@@ -96,6 +96,46 @@ def test_every_common_buffer_forgets_and_goes_on(kind: type, data: ImageData) ->
     buffer.update(State)
     assert 6 in set(buffer.buffer.targets)
     assert len(buffer.buffer) <= 30
+
+
+@pytest.mark.parametrize("again", ["F1", "F@1"])
+def test_what_is_gone_already_is_said_to_be(clip: Clip, data: ImageData, again: str) -> None:
+    replay = ReplayPlugin(20, storage_policy=UncertaintyBuffer(20, "random"))
+    plugin = ForgettingPlugin("stranger")
+    strategy = naive(clip, data, [replay, plugin])
+    *before, last = stream(data, f"L0-3 {again} {again}").train_stream
+    for experience in before:
+        strategy.train(experience)
+    held = replay.storage_policy.sample_ids.clone()
+    state = {name: value.clone() for name, value in strategy.model.state_dict().items()}
+    strategy.train(last)
+    assert "nothing_to_do" not in plugin.done[0] and plugin.done[1]["nothing_to_do"]
+    assert torch.equal(replay.storage_policy.sample_ids, held)
+    for name, value in strategy.model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_pairs_leave_clip_with_their_captions(clip: Clip, data: ImageData) -> None:
+    """The forgetter is given the captions that match, and keeps by those of the exemplars."""
+    tasks = []
+
+    class Watched(Forgetter):
+        def unlearn(self, clip: Clip, task: ForgetTask) -> Unlearned:
+            tasks.append(task)
+            return make_forgetter("stranger").unlearn(clip, task)
+
+    replay = ReplayPlugin(20, storage_policy=UncertaintyBuffer(20, "random"))
+    strategy = naive(clip, data, [replay, ForgettingPlugin(Watched())])
+    name = data.class_names[1]
+    learn, forget = stream(data, f'L0-3 F"{name}"').train_stream
+    strategy.train(learn)
+    before = strategy.model.clip.fingerprint("text")
+    strategy.train(forget)
+    (task,) = tasks
+    assert task.forget.names and all(name in caption for caption in task.forget.names)
+    assert len(task.retain) == len(replay.storage_policy) > 0
+    assert not any(name in caption for caption in task.retain.names)
+    assert strategy.model.clip.fingerprint("text") != before
 
 
 def test_what_would_keep_something_is_refused(clip: Clip, data: ImageData) -> None:
