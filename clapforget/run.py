@@ -265,6 +265,7 @@ def _closing(summary: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
     lines = [f"  {title:30} {percent(key)}" for title, key in rows]
     lines += [
-        f"  {r['text']:30} {r['verdict']} ({', '.join(r['names'])})" for r in summary["requests"]
+        f"  {r['text']:30} {r['verdict'] or 'not examined'} ({', '.join(r['names'])})"
+        for r in summary["requests"]
     ]
     return ["", *lines, ""]

@@ -102,8 +102,12 @@ class Certifier:
         return certificate
 
     def _examine(self, before: Subject, after: Subject, m: Material, seed: int) -> Examination:
-        if missing := [part for part in ("forget", "retain") if part not in m.test]:
-            return self._without(missing[0], m)
+        if "retain" not in m.test:
+            judgement = Judgement(
+                "inconclusive", "0: nothing is kept", "no other class has a test image", "nothing",
+                not_tested(m, "quick"),
+            )  # fmt: skip
+            return Examination(judgement, [], 0.0, "quick", self.claim)
         level, left = self.level, not_tested(m, self.level)
         if level == "full" and not knew(before, m):
             level, left = "quick", [_UNKNOWN, *not_tested(m, "full")]
@@ -115,12 +119,6 @@ class Certifier:
             found.evidence += [e for e in kept if not e.name.startswith("clip_")]
         found.judgement = decide(found.evidence, self.claim, found.kept_surety, not_tested=left)
         return found
-
-    def _without(self, part: str, m: Material) -> Examination:
-        rule = "1: 0 test images are too few" if part == "forget" else "0: nothing is kept"
-        need = "no test image shows it" if part == "forget" else "no other class's test image"
-        judgement = Judgement("inconclusive", rule, need, "nothing", not_tested(m, "quick"))
-        return Examination(judgement, [], 0.0, "quick", self.claim)
 
 
 def certifier_of(certify: bool | Literal["full", "quick"], claim: Claim) -> Certifier | None:

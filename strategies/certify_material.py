@@ -61,6 +61,10 @@ def subject_of(model: ClapModel) -> Subject:
 
     The bare CLIP while the head has met no class. Columns that a head emptied are left out: one of
     additive sums has nothing to say of a class without images, learned or not.
+
+    What it answers are its log-probabilities, raised for each image by the logsumexp of its logits: the
+    softmax is the head's own, and a column compared across images says how well they fit its class,
+    not how badly they fit the others.
     """
     clip: Clip = model.clip
     if not len(model.head.labels):
@@ -75,10 +79,11 @@ def subject_of(model: ClapModel) -> Subject:
         if head.prompt is not None and head.prompt.changes_images:
             v = head.prompt.encode_image(clip, images)
         found = head.predict(v)
-        logs = found.probs.log()
+        logs, level = found.probs.log(), found.energy
         if found.logits is not None:  # where a probability underflows, its logit still speaks
             logs = torch.where(found.probs > 0, logs, found.logits.log_softmax(-1))
-        return logs[:, kept]
+            level = found.logits.logsumexp(-1)
+        return (logs + level[:, None])[:, kept]
 
     nats = {int(c): float(n) for c, n in zip(labels[kept], head.nats()[kept])}
     vectors = _class_vectors(head)

@@ -151,14 +151,15 @@ class Run:
             if forget else None,
         }  # fmt: skip
         event["metrics"] |= stream_metrics(self.events, event)
-        if forget and self.strategy.certificates:
+        written = self.strategy.certificates[-1:] if forget else []
+        for certificate in written:
             number = sum(e["kind"] == "forget" for e in self.events)
-            self._save_certificate(number, self.strategy.certificates[-1])
+            self._save_certificate(number, certificate)
         self.events.append(event)
         with (self.folder / "events.jsonl").open("a") as file:
             file.write(json.dumps(event) + "\n")
         save_checkpoint(self.checkpoint, self.strategy, self.base, index + 1)
-        self.say(_line(event, index, total, self.strategy.certificates[-1] if forget else None))
+        self.say(_line(event, index, total, *written))
 
     def _save_certificate(self, number: int, certificate: Certificate) -> None:
         certificate.save(self.folder / "certificates" / f"{number:03d}.json")
@@ -166,13 +167,15 @@ class Run:
     def _summary(self, start: Snapshot) -> dict[str, Any]:
         summary = summarise(self.events, start, self.scenario.data)
         forgets = [event for event in self.events if event["kind"] == "forget"]
+        written = self.strategy.certificates
         requests = [
             {
                 "text": event["text"], "classes": event["classes"], "names": event["names"],
-                "verdict": certificate.verdict, "seconds": event["seconds"],
-                "certificate": f"certificates/{number:03d}.json",
+                "verdict": written[number].verdict if written else None,
+                "seconds": event["seconds"],
+                "certificate": f"certificates/{number:03d}.json" if written else None,
             }
-            for number, (event, certificate) in enumerate(zip(forgets, self.strategy.certificates))
+            for number, event in enumerate(forgets)
         ]  # fmt: skip
         seconds = round(sum(event["seconds"] for event in self.events), 2)
         return {**summary, "seconds": seconds, "requests": requests, "twin": None}
@@ -202,7 +205,9 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
 
 
-def _line(event: dict[str, Any], index: int, total: int, certificate: Certificate | None) -> str:
+def _line(
+    event: dict[str, Any], index: int, total: int, certificate: Certificate | None = None
+) -> str:
     m = event["metrics"]
     numbers = f"retained {_percent(m['retain_accuracy'])}"
     if event["forgotten"]:

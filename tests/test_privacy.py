@@ -163,7 +163,7 @@ class Lived:
         base = load_clip("lab-tiny")
         self.strategy = ClapForget(
             base, forgetter=make_forgetter(forgetter, FORGETTERS[forgetter]),
-            memory=UncertaintyBuffer(60), evaluator=EvaluationPlugin(), **options,
+            memory=UncertaintyBuffer(60), evaluator=EvaluationPlugin(), certify="quick", **options,
         )  # fmt: skip
         requests = parse_sequence(sequence)
         scenario = Scenario("lab", "", data, requests, "lab-tiny", None)

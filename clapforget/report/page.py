@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from clapforget.errors import UserError
-from clapforget.report import plots, tables, trust, words
+from clapforget.report import plots, tables, trust, witnesses, words
 from clapforget.report.front import pareto_fronts
 from clapforget.report.load import (
     Event,
@@ -218,10 +218,12 @@ def _course(run: Run) -> list[dict[str, Any]]:
 
 def _scores(certificate: Mapping[str, Any], index: int) -> list[dict[str, Any]]:
     rows = []
+    evidence = map(mapping, items(certificate.get("evidence")))
+    titles = {string(e.get("name")): string(e.get("title")).capitalize() for e in evidence}
     for name, entry in mapping(certificate.get("scores")).items():
         before = quantiles(mapping(entry).get("before"))
         after = quantiles(mapping(entry).get("after"))
-        title, what = words.SCORES.get(name, (name.replace("_", " ").capitalize(), ""))
+        title, what = words.SCORES.get(name, (titles.get(name) or name.replace("_", " "), ""))
         if before or after:
             label = f"Request {index + 1}: {name} before and after"
             rows.append({"title": title, "what": what,
@@ -257,6 +259,7 @@ def _request(
     rows, more = tables.picture_rows(run, request, pictures or {}, neighbours)
     data = mapping(certificate.get("forget_data"))
     count = number(data.get("count"))
+    turns, ended = witnesses.rounds(certificate)
     return {
         "number": request.index + 1,
         "text": request.text,
@@ -266,8 +269,12 @@ def _request(
         "plain": string(certificate.get("text")),
         "said": [
             (title, string(certificate.get(key), words.DASH) or words.DASH)
-            for key, title in (("rule", "Rule"), ("weakest", "Weakest point"), ("claim", "Claim"))
+            for key, title in words.SAID.items()
         ],
+        "witnesses": witnesses.witness_strip(certificate, request.index + 1),
+        "attacks": witnesses.curves(certificate, request.index + 1),
+        "rounds": turns,
+        "ended": ended,
         "not_tested": [string(x) for x in items(certificate.get("not_tested"))],
         "evidence": tables.evidence_groups(certificate),
         "scores": _scores(certificate, request.index),

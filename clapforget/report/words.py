@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
-    "CARDS", "COURSE", "DASH", "GLOSSARY", "GROUPS", "MEASURES", "NOVELTY", "SCORES", "TASKS", "VERDICTS",
+    "CARDS", "COURSE", "DASH", "GLOSSARY", "GROUPS", "MEASURES", "NOVELTY", "SAID", "SCORES", "TASKS", "VERDICTS",
     "amount", "badge", "percent", "points", "seconds",
 ]  # fmt: skip
 
@@ -81,6 +81,15 @@ CARDS = {
 }
 """The headline numbers: title and what the number is."""
 
+SAID = {
+    "rule": "Rule",
+    "weakest": "Weakest point",
+    "claim": "Claim",
+    "reference": "Reference",
+    "level": "Level",
+}
+"""What a certificate says in words, by its key."""
+
 SCORES = {
     "entropy": ("Entropy", "how spread the prediction is, in nats"),
     "expected_entropy": ("Expected entropy", "spread that more data would not remove, in nats"),
@@ -88,6 +97,8 @@ SCORES = {
     "variance": ("Variance", "how far draws from the posterior disagree"),
     "matched_cosine": ("Matched cosine", "likeness of an image and its own caption"),
     "energy": ("Energy", "the higher, the more familiar"),
+    "placement": ("Placement", "nearness to kept names: what the image tower learned lies apart"),
+    "conformal_size": ("Conformal set", "how many names a 90 % set holds"),
     "nats": ("Nats over prior", "what the posterior has learned beyond its prior"),
 }
 

@@ -51,6 +51,10 @@ def certificate_of(
         hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in images.cpu().contiguous()
     )
     names = [m.names[c] for c in m.forget]
+    shares = {r.name for r in found.readings.get("after", ()) if r.share}
+    for piece in found.evidence:
+        if piece.name in shares or piece.role == "kept":
+            piece.unit = "fraction"
     judgement = found.judgement
     reference = next(
         (p.reference_name for p in found.evidence if p.role in ("both", "accuses")), "none"

@@ -58,6 +58,8 @@ class Evidence:
     """Clearly beyond the reference on the other side: this gives the request away."""
     images_needed: int | None = None
     """How many images in all would settle it, where it is open."""
+    unit: str = ""
+    """``fraction`` of a share; set when a certificate is written."""
     curve: dict[str, list[float]] = field(default_factory=dict)
     """Accuracies by step of a training attack, by ``forget`` and ``unseen`` (after),
     ``before`` and ``twin`` ..."""

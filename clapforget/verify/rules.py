@@ -7,7 +7,8 @@
    all; unless the class is still answered as before (more than three quarters of it): then what was
    harmed was something else, and rule 4 speaks.
 4. **retained**: still answered: above the reference by more than 10 points (one-sided test at 5 %),
-   and neither less surely nor by fewer wordings than before.
+   and neither less surely nor by fewer wordings than before; or as before where unseen images, for want of
+   columns, are often taken for the class too, and a piece of evidence accuses (rule 6).
 5. **suppressed**: still answered, but weakened: the probability of the right answer fell to less than half
    (of what retained classes kept of theirs), or some of the data's own wordings fell to less than half.
 6. **suppressed**: gone from the answers, still inside: a piece of evidence lies above the reference by
@@ -93,29 +94,35 @@ def decide(
         return say("damaged", "3: more was lost than was asked", describe(hurt))
     low = answers.interval[0]
     above = answers.p_inside is not None and answers.p_inside < rules.alpha
-    if above or (answers.reference is None and low > answers.margin):  # type: ignore[operator]
+    inside = _inside(judged, rules.alpha)
+    open_answer = answers.reference is None and low > (answers.margin or 0.0)
+    if above or open_answer or (intact and inside):
         if weak := _weakened(found, kept_surety, rules):
             return say(
                 "suppressed", f"5: still answered, but weakened: {weak[0]}", describe(weak[1])
             )
         return say("retained", "4: it still answers", describe(answers))
-    return say(*_gone_from_answers(evidence, judged, answers, claim, rules))
+    return say(*_gone_from_answers(evidence, judged, inside, answers, claim, rules))
+
+
+def _inside(judged: Sequence[Evidence], alpha: float) -> list[Evidence]:
+    """Witnesses that accuse, Holm over all."""
+    tests = [(p, p.p_inside) for p in judged if p.p_inside is not None]
+    return [p for (p, _), reject in zip(tests, holm([q for _, q in tests], alpha)) if reject]
 
 
 def _gone_from_answers(
     evidence: Sequence[Evidence],
     judged: Sequence[Evidence],
+    inside: Sequence[Evidence],
     answers: Evidence,
     claim: Claim,
     rules: Margins,
 ) -> tuple[str, str, str]:
     """Rules 6 to 11: verdict, rule, weakest."""
     found = {piece.name: piece for piece in evidence}
-    tests = [(p, p.p_inside) for p in judged if p.p_inside is not None]
-    inside = [
-        p for (p, _), reject in zip(tests, holm([q for _, q in tests], rules.alpha)) if reject
-    ]
     if inside:
+        tests = [p for p in judged if p.p_inside is not None]
         worst = min(inside, key=lambda p: (p.p_inside or 0.0, -(p.residue or 0.0)))
         return ("suppressed", f"6: gone from the answers, still inside ({len(inside)} of "
                    f"{len(tests)} witnesses)", describe(worst))  # fmt: skip

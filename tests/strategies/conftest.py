@@ -35,11 +35,13 @@ def quick_forgetter() -> Forgetter:
 
 @pytest.fixture(scope="session")
 def make_strategy(clip: Clip) -> MakeStrategy:
-    """``make_strategy(**options)``: a ClapForget that is quick and quiet unless told otherwise."""
+    """``make_strategy(**options)``: a ClapForget that is quick, quiet and without certificates
+    unless told otherwise."""
 
     def make(**options: Any) -> ClapForget:
         options.setdefault("evaluator", EvaluationPlugin())
         options.setdefault("memory", UncertaintyBuffer(60))
+        options.setdefault("certify", False)
         if options.get("posterior") == "exact":
             options.setdefault("head", ExactSettings(features=50))
         if "forgetter" not in options:

@@ -36,13 +36,13 @@ def test_the_example_of_the_design_runs_as_written(clip: Clip, data: ImageData) 
         clip,
         forgetter="cliperase",
         memory=UncertaintyBuffer(max_size=60, score="mutual_information"),
+        certify="quick",
     )
     for experience in benchmark.train_stream:
         strategy.train(experience)
         strategy.eval(benchmark.test_stream)
-    # unseen images are sometimes taken for the class: 25 without an answer suffice beside that
     assert strategy.certificates[0].verdict == "forgotten"
-    assert strategy.certificates[0].evidence_by_name("forget_accuracy").value == 0  # type: ignore[union-attr]
+    assert strategy.certificates[0].evidence_by_name("answers").value == 0  # type: ignore[union-attr]
 
 
 # ---- a stream with everything in it --------------------------------------------------------
@@ -363,7 +363,7 @@ def test_without_certify_there_are_no_certificates(
 def test_there_is_one_certificate_a_forget_request(
     data: ImageData, make_strategy: MakeStrategy
 ) -> None:
-    strategy = make_strategy(forgetter="nothing")
+    strategy = make_strategy(forgetter="nothing", certify="quick")
     strategy.train(stream(data, "L0-3 F1 L4,5 F0,4").train_stream)
     assert [c.request["classes"] for c in strategy.certificates] == [[1], [0, 4]]
     assert [c.event for c in strategy.certificates] == [1, 3]

@@ -36,7 +36,8 @@ def make(clip: Clip, style: str, posterior: str = "prompted", **options: Any) ->
     return ClapForget(
         clip, posterior=posterior, prompt=PromptSettings(style=style),
         memory=UncertaintyBuffer(40), training=TrainSettings(epochs=1),
-        forgetter=make_forgetter("null-space"), evaluator=EvaluationPlugin(), **options,
+        forgetter=make_forgetter("null-space"), evaluator=EvaluationPlugin(),
+        **{"certify": "quick" if posterior == "variational" else False, **options},
     )  # fmt: skip
 
 

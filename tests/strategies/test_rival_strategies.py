@@ -16,7 +16,7 @@ from clapforget.strategies.measure import snapshot
 from clapforget.strategies.registry import STRATEGIES, StrategyOptions
 
 SEQUENCE = "L0-3 L4,5 F1 L6-8"
-QUICK = {"memory.size": 80}
+QUICK = {"memory.size": 80, "requests.certify": "quick"}
 RIVALS: dict[str, dict[str, Any]] = {
     "clip-adapter": {},
     "linear": {},

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from clapforget import UserError
-from clapforget.verify import Certificate
+from clapforget.scenarios import ImageData
+from clapforget.verify import Certificate, schema
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,7 @@ def test_it_says_what_was_asked_and_of_whom(certificate: Certificate) -> None:
 
 def test_fingerprints_show_that_nothing_changed_no_weight(certificate: Certificate) -> None:
     before, after = certificate.weights["before"], certificate.weights["after"]
-    assert before.keys() == {"image", "text", "head"}
+    assert before.keys() == {"image", "text", "all", "head"}
     assert before["image"] == after["image"]
     assert before["text"] == after["text"]
     assert all(len(value) == 64 for value in (*before.values(), *after.values()))
@@ -64,9 +67,9 @@ def test_fingerprints_show_that_nothing_changed_no_weight(certificate: Certifica
 
 def test_every_view_has_its_evidence(certificate: Certificate) -> None:
     names = {piece.name for piece in certificate.evidence}
-    assert {"forget_accuracy", "clip_forget_accuracy", "matched_cosine", "retain_accuracy",
-            "neighbours_accuracy", "clip_bystanders_accuracy", "clip_known_accuracy",
-            "posterior_nats", "mutual_information_auroc_unseen"} <= names  # fmt: skip
+    assert {"answers", "zero_shot", "matched_cosine", "head_weights", "placement", "retain_accuracy",
+            "neighbours_accuracy", "clip_bystanders_accuracy", "clip_retain_accuracy",
+            "posterior_nats", "mutual_information"} <= names  # fmt: skip
     for piece in certificate.evidence:
         low, high = piece.interval
         assert low - 1e-9 <= piece.value <= high + 1e-9, piece.name
@@ -75,12 +78,24 @@ def test_every_view_has_its_evidence(certificate: Certificate) -> None:
 
 
 def test_score_quantiles_rise(certificate: Certificate) -> None:
-    assert certificate.scores
+    assert {"matched_cosine", "placement", "mutual_information"} <= certificate.scores.keys()
     for when in certificate.scores["entropy"].values():
         assert when.keys() == {"forget", "retain", "unseen"}
         for quantiles in when.values():
             assert quantiles == sorted(quantiles)
             assert len(quantiles) == 5
+
+
+def test_a_streams_certificate_follows_the_published_schema(certificate: Certificate) -> None:
+    jsonschema.validate(json.loads(json.dumps(certificate.to_dict())), schema())
+
+
+def test_it_names_the_images_of_the_request_by_their_pixels(
+    certificate: Certificate, data: ImageData
+) -> None:
+    image = data.train.images(data.rows("train", [1])[:1])[0]
+    assert certificate.forget_data["count"] == len(certificate.forget_data["ids"]) == 20
+    assert hashlib.sha256(image.numpy().tobytes()).hexdigest() in certificate.forget_data["ids"]
 
 
 @pytest.mark.parametrize(

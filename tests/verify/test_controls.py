@@ -38,17 +38,17 @@ def erased(certify: Certify) -> list[Certificate]:
 @KINDS
 def test_who_does_nothing_retains(nothing: list[Certificate], place: int) -> None:
     assert nothing[place].verdict == "retained"
-    assert value(nothing[place], "forget_accuracy") > 0.8
+    assert value(nothing[place], "answers") > 0.8
 
 
 @KINDS
 def test_who_hides_a_class_has_suppressed_it(hidden: list[Certificate], place: int) -> None:
     assert hidden[place].verdict == "suppressed"
-    assert value(hidden[place], "forget_accuracy") == 0
+    assert value(hidden[place], "answers") == 0
 
 
 def test_a_hidden_new_class_is_found_in_the_posterior(hidden: list[Certificate]) -> None:
-    assert value(hidden[1], "clip_forget_accuracy") < 0.1  # CLIP never knew it
+    assert value(hidden[1], "zero_shot") < 0.1  # CLIP never knew it
     nats = hidden[1].evidence_by_name("posterior_nats")
     assert nats is not None
     assert nats.holds is False
@@ -65,7 +65,7 @@ def test_who_adds_noise_has_damaged(certify: Certify) -> None:
 def test_cliperase_has_forgotten(erased: list[Certificate], place: int) -> None:
     certificate = erased[place]
     assert certificate.verdict == "forgotten", (certificate.rule, certificate.weakest)
-    assert value(certificate, "forget_accuracy") == 0
+    assert value(certificate, "answers") == 0
     assert value(certificate, "posterior_nats") < 0.01
     assert certificate.weights["before"]["text"] != certificate.weights["after"]["text"]
 
@@ -75,5 +75,20 @@ def test_forgetting_a_class_that_only_pretraining_taught_is_judged_by_bare_clip(
 ) -> None:
     certificate = certify("nothing", "L0-3 F11")[0]
     assert certificate.verdict == "retained"
-    assert certificate.evidence_by_name("forget_accuracy") is None
-    assert value(certificate, "clip_forget_accuracy") > 0.9
+    assert certificate.evidence_by_name("zero_shot") is None  # it is the answers themselves
+    assert value(certificate, "answers") > 0.9
+    kept = [piece for piece in certificate.evidence if piece.role == "kept"]
+    assert {"retain_accuracy", "clip_retain_accuracy"} <= {piece.name for piece in kept}
+
+
+def test_the_claim_is_the_association_and_the_visual_witnesses_are_shown(
+    erased: list[Certificate],
+) -> None:
+    """CLIPErase changes the text tower: images lie where they lay, and the certificate says so."""
+    certificate = erased[0]
+    assert "not that the image tower" in certificate.claim
+    assert "The image tower was not changed" in certificate.text
+    place = certificate.evidence_by_name("placement")
+    assert place is not None and place.before is not None
+    assert place.residue is not None and place.residue > 0.8  # it still holds the class
+    assert place.value == pytest.approx(place.before, abs=0.01)
