@@ -3,8 +3,8 @@
 A method is written as on the command line, its settings after commas: ``exact``,
 ``clapforget:released``, ``exact,exact.features=0``. A seed orders the classes and seeds the method; all
 methods see the same order at the same seed, so that differences are paired. Each run leaves the folder
-that ``clapforget run`` would, and a run that is finished is not repeated. Runs share the frozen
-image features, so their seconds are those of learning.
+that ``clapforget run`` would; one that is finished is not repeated, one that was cut short goes on.
+Runs share the frozen image features, so their seconds are those of learning.
 """
 
 from __future__ import annotations
@@ -72,8 +72,9 @@ def measure(
         out = folder / f"{_slug(method)}-{seed}"
         if not (out / "summary.json").is_file():
             change = few_images(per_class, seed) if per_class else None
+            begun = (out / "checkpoints").is_dir()  # cut short before that, it begins again
             run_scenario(
-                request, out, resume=(out / "checkpoints").is_dir(), overwrite=False,
+                request, out, resume=begun, overwrite=not begun,
                 say=lambda line: None, encoded=encoded, change=change,
             )  # fmt: skip
         row = _row(json.loads((out / "summary.json").read_text()))

@@ -74,3 +74,12 @@ def test_runs_are_kept_and_not_repeated(tmp_path: Path) -> None:
     assert said.exit_code == 0, said.output
     assert times == [p.stat().st_mtime_ns for p in summaries]
     assert json.loads((tmp_path / "two.json").read_text()) == found
+
+
+def test_a_run_that_was_cut_short_before_its_first_checkpoint_begins_again(tmp_path: Path) -> None:
+    cut = tmp_path / "zero-shot-0"
+    (cut / "certificates").mkdir(parents=True)
+    (cut / "events.jsonl").write_text("")
+    (cut / "notes.txt").write_text("mine")
+    measure("lab-smoke", ["zero-shot"], [0], tmp_path, per_class=2)
+    assert (cut / "summary.json").is_file() and (cut / "notes.txt").read_text() == "mine"
