@@ -19,7 +19,7 @@ from clapforget.bench.verify_attack_edits import (
 from clapforget.bench.verify_cases import head_case
 from clapforget.bench.verify_edits import fit_classes
 from clapforget.bench.verify_kinds import Case, bare, kind
-from clapforget.bench.verify_world import World
+from clapforget.bench.verify_world import EXCLUDED, REQUESTS, World
 from clapforget.clip import Clip
 from clapforget.seeding import generator_for
 from clapforget.verify.subject import Subject
@@ -165,20 +165,18 @@ def _text_back(world: World) -> Case:
     return Case(Subject(taught), Subject(after), world.new)
 
 
-@kind("one of three is left", "retained", "suppressed")
+@kind("one class of the request is left", "retained", "suppressed")
 def _one_left(world: World) -> Case:
-    return _taught_but(world, 3)
+    """The twin knows the last of them as before."""
+    gone = EXCLUDED[REQUESTS[world.seed % len(REQUESTS)][0]]
+    return Case(world.before, Subject(world.twin), (*gone, world.retain[0]))
 
 
 @kind("one of ten is left", "retained", "suppressed")
 def _one_of_ten(world: World) -> Case:
-    return _taught_but(world, 10)
-
-
-def _taught_but(world: World, count: int) -> Case:
-    """So many classes taught, and the model that was taught only the last of them."""
-    classes = tuple(world.strangers(count))
-    taught = fit_classes(world, classes, steps=60 + 6 * count)
+    """Ten classes taught, and the model that was taught only the last of them."""
+    classes = tuple(world.strangers(10))
+    taught = fit_classes(world, classes, steps=120)
     return Case(Subject(taught), Subject(fit_classes(world, classes[-1:], steps=60)), classes)
 
 

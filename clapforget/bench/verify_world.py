@@ -91,7 +91,11 @@ class World:
             c for c in self.data.class_order if c not in lab.known_classes() and c not in forget
         ]
         return material_from(
-            self.data, forget, retain=(*self.retain, *also_kept), unseen=unseen, seed=verifier_seed
+            self.data,
+            forget,
+            retain=[c for c in (*self.retain, *also_kept) if c not in forget],
+            unseen=unseen,
+            seed=verifier_seed,
         )
 
     def images(self, classes: Sequence[int], each: int) -> Part:

@@ -33,8 +33,8 @@ def association(subject: Subject, m: Material, seed: int) -> list[Reading]:
              absolute=True),
     ]  # fmt: skip
     found += [
-        read("alias_answered", "images answered by one and the same other name that is not kept", "attack", m,
-             lambda part: _alias_answered(subject.bare(), m, part), role="accuses", margin=0.5, absolute=True),
+        read("alias_answered", "images answered by one and the same name that is not kept", "attack", m,
+             lambda part: _alias_answered(subject.bare(), m, part), role="accuses", margin=0.5),
         _found_by_name(subject, m),
     ]  # fmt: skip
     if len(m.forget) > 1:
@@ -140,15 +140,16 @@ def _alias(subject: Subject, m: Material, part: Part) -> Tensor:
 
 
 def _alias_answered(subject: Subject, m: Material, part: Part) -> Tensor:
-    """Whether an image is answered by the name that answers most of its class, out of those that are neither
-    its own nor kept. Images of a class never learned are answered by kept names, most of them.
+    """Whether an image is answered by the name that answers most of its class, out of those that are not kept:
+    its own or an alias, so that as much is left as was there however the class is called. Images of a class
+    never learned are answered by kept names, most of them.
     """
     answers = subject.zero_shot(part, m.names, m.templates).argmax(1)
     kept, result = m.kept.to(answers.device), torch.zeros(len(answers), device=answers.device)
     for label in part.classes():
         rows = part.labels.to(answers.device) == label
         own = answers[rows]
-        free = own[~torch.isin(own, kept) & (own != label)]
+        free = own[~torch.isin(own, kept)]
         if len(free):
             result[rows] = (own == free.mode().values).float()
     return result
