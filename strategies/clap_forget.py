@@ -81,12 +81,10 @@ class ClapForget(RequestLearning):
         :param samples_in_clip: whether a request by sample also runs the forgetter on CLIP, with the
             samples' captions. Off, because learning here leaves CLIP as it is: nothing of a sample
             that was learned is in it. Requests by pairs always do.
-        :param certify: the level at which each forget request is examined, ``"full"`` (or True),
-            ``"quick"`` or not at all; see :mod:`clapforget.verify.examine`.
-        :param claim: what a certificate claims, see :class:`~clapforget.strategies.certify.Certifier`.
-        :param until: ``"verified"``: a request by class repeats the forgetter on its own result until the
-            quick level calls it forgotten on train images held back from it, at most ``budget`` times; see
-            :mod:`clapforget.strategies.certify_until`.
+        :param certify: level at which forget requests are examined, ``"full"`` (or True), ``"quick"``,
+            or not at all. :param claim: see :class:`~clapforget.strategies.certify.Certifier`.
+        :param until: ``"verified"`` repeats the forgetter until the quick level says forgotten, at most
+            ``budget`` times; see :mod:`clapforget.strategies.certify_until`.
         :param seed: of everything random here. :param device: default: where the model is.
         """
         super().__init__(

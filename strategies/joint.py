@@ -37,8 +37,16 @@ class Joint(Finetune):
     def __init__(
         self, *, model: Clip, finetune: FinetuneSettings | None = None, **options: Any
     ) -> None:
-        """Arguments as those of :class:`Finetune`."""
+        """Arguments as those of :class:`Finetune`.
+
+        :raises UserError: for ``until="verified"``.
+        """
         super().__init__(model=model, finetune=finetune, **options)
+        if self.until == "verified":
+            raise UserError(
+                "joint training forgets by retraining, which goes on from no result of its own",
+                "leave out until=verified",
+            )
         self.start = self.model.clip
         """The CLIP that training starts from: the one given, changed by forgetters alone."""
         self.rows = torch.zeros(0, dtype=torch.long)

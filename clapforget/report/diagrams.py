@@ -114,7 +114,8 @@ def witnesses(rows: Sequence[Witness], title: str) -> str:
         axes.axvline(0, color=COLOURS["unseen"], lw=1.4, ls=(0, (4, 3)), zorder=1)
         axes.axvline(1, color=COLOURS["retain"], lw=1.4, ls=(0, (4, 3)), zorder=1)
         for place, row in enumerate(rows):
-            colour = COLOURS["retain" if row.holds else "forget"]
+            named = "muted" if row.holds is None else "retain" if row.holds else "forget"
+            colour = COLOURS[named]
             low, high, value = (float(np.clip(x, *_SHOWN)) for x in (*row.interval, row.value))
             reach = min(row.allowed, _SHOWN[1])
             axes.barh(place, reach, height=0.62, color=COLOURS["unseen"], alpha=0.16, lw=0)

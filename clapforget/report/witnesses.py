@@ -13,11 +13,10 @@ from clapforget.report.load import items, mapping, number, text
 
 __all__ = ["curves", "rounds", "witness_strip"]
 
-_JUDGED = ("both", "accuses")
-
 
 def witness_strip(certificate: Mapping[str, Any], request: int) -> Markup | None:
-    """One row a witness that was judged, on one scale: 0 as never learned, 1 as known.
+    """One row a witness that was judged, or of the image tower, on one scale: 0 as never learned, 1 as
+    known.
 
     :param request: its number, for screen readers. :returns: None where no certificate says it.
     """
@@ -28,7 +27,8 @@ def witness_strip(certificate: Mapping[str, Any], request: int) -> Markup | None
 
 
 def _row(entry: Mapping[str, Any]) -> Witness | None:
-    if text(entry.get("role")) not in _JUDGED:
+    role, visual = text(entry.get("role")), text(entry.get("group")) == "visual"
+    if role not in ("both", "accuses") and not (visual and role == "shown"):
         return None
     keys = ("value", "reference", "residue", "lead", "before", "margin")
     value, reference, residue, lead, before, margin = (number(entry.get(key)) for key in keys)
@@ -36,7 +36,7 @@ def _row(entry: Mapping[str, Any]) -> Witness | None:
         return None
     apart = None if before is None else before - reference
     if entry.get("absolute") is True:
-        scale = apart if apart is not None and abs(apart) > 0.05 else 1.0
+        scale = apart if apart is not None and apart > 0.05 else 1.0
     elif residue is None:
         return None
     else:  # (value − reference) = residue · scale, scale signed
@@ -50,7 +50,7 @@ def _row(entry: Mapping[str, Any]) -> Witness | None:
     holds = entry.get("holds")
     return Witness(
         text(entry.get("title")) or text(entry.get("name")), (value - reference) / scale, (low, high),
-        None if apart is None else apart / scale, allowed, text(entry.get("role")) == "both",
+        None if apart is None else apart / scale, allowed, role == "both",
         holds if isinstance(holds, bool) else None,
     )  # fmt: skip
 

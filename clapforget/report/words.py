@@ -25,7 +25,7 @@ GROUPS = {
     "posterior": "The posterior as witness",
     "visual": "What the image tower still knows",
     "attack": "Attacks",
-    "head": "The head beside a refitted one",
+    "head": "What the head stores",
     "twin": "Beside the twin",
 }
 
@@ -130,6 +130,8 @@ GLOSSARY = {
     "Relapse": "A forgotten class that comes back after later learning.",
     "Nats over prior": "How much the posterior over the class weights knows beyond its prior, in "
     "nats (one nat is about 1.44 bits). A class never learned has none.",
+    "Witness": "One way to read off a model, for forgotten and for unseen images alike, what it still "
+    "knows. Some must be shown to lie near the reference, others are heard only when they accuse.",
     "Evidence": "One number with its confidence interval, its reference and the direction it "
     "should go.",
     "Backward, forward transfer": "What later learning did to earlier tasks; what earlier requests "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -36,6 +37,9 @@ def check_model(certificate: Certificate, clip: Clip) -> bool:
     return all(now[part] == then[part] for part in now if part in then)
 
 
+_NOT_CLAIMED = "shown, not judged: the claim is the association alone"
+
+
 def certificate_of(
     found: Examination, m: Material, text: str, before: Clip, after: Clip, seed: int,
     versions: Mapping[str, str], images: Tensor | None = None,
@@ -52,9 +56,13 @@ def certificate_of(
     )
     names = [m.names[c] for c in m.forget]
     shares = {r.name for r in found.readings.get("after", ()) if r.share}
-    for piece in found.evidence:
+    evidence = [replace(piece) for piece in found.evidence]
+    for piece in evidence:
         if piece.name in shares or piece.role == "kept":
             piece.unit = "fraction"
+        if found.claim == "association" and piece.group == "visual" and piece.role != "shown":
+            piece.role, piece.holds = "shown", None
+            piece.note = "; ".join(filter(None, [piece.note, _NOT_CLAIMED]))
     judgement = found.judgement
     reference = next(
         (p.reference_name for p in found.evidence if p.role in ("both", "accuses")), "none"
@@ -62,7 +70,7 @@ def certificate_of(
     return Certificate(
         request={"text": text, "classes": list(m.forget), "names": names}, event=0,
         verdict=judgement.verdict, rule=judgement.rule, weakest=judgement.weakest,
-        claim=judgement.claim, not_tested=judgement.not_tested, evidence=found.evidence,
+        claim=judgement.claim, not_tested=judgement.not_tested, evidence=evidence,
         forgetter={}, model={"name": before.name, "pretrained": before.pretrained},
         weights={"before": weight_hashes(before), "after": weight_hashes(after)},
         forget_data={"count": len(each), "sha256": hashlib.sha256("".join(each).encode()).hexdigest(),

@@ -59,6 +59,10 @@ def test_the_scale_is_nought_at_the_reference_and_one_before() -> None:
     # an absolute margin is a distance, drawn on the same scale
     wide = _row(piece(absolute=True, residue=None, margin=0.1, before=0.55))
     assert wide is not None and wide.allowed == pytest.approx(0.2)
+    below = _row(
+        piece(absolute=True, residue=None, margin=0.5, before=0.0, value=0.0, reference=0.3)
+    )
+    assert below is not None and below.value == pytest.approx(-0.3)
 
 
 @pytest.mark.parametrize(

@@ -91,4 +91,5 @@ def test_the_claim_is_the_association_and_the_visual_witnesses_are_shown(
     place = certificate.evidence_by_name("placement")
     assert place is not None and place.before is not None
     assert place.residue is not None and place.residue > 0.8  # it still holds the class
+    assert place.role == "shown" and "not judged" in place.note
     assert place.value == pytest.approx(place.before, abs=0.01)

@@ -47,6 +47,8 @@ TABLE: list[tuple[str, dict[str, dict[str, Any]], tuple[str, str]]] = [
     ("retained classes lost", {"clip_retain_accuracy": HURT}, ("damaged", "3")),
     ("neighbours lost", {"clip_neighbours_accuracy": HURT}, ("damaged", "3")),
     ("still answered", ANSWERED, ("retained", "4")),
+    ("as before, where unseen ones are taken for it too",
+     {**ANSWERED, "answers": {"value": 1.0, "reference": 0.3, "p_inside": 0.2, "p_above": 1.0}}, ("retained", "4")),
     ("another class was forgotten", {**ANSWERED, "clip_retain_accuracy": HURT}, ("retained", "4")),
     ("half of everything lost",
      {**ANSWERED, "answers": {"value": 0.5, **INSIDE}, "clip_retain_accuracy": HURT}, ("damaged", "3")),
