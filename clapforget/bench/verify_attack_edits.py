@@ -5,6 +5,7 @@ images that neither the edit nor the verifier saw.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -165,8 +166,9 @@ def turned(clip: Clip, seed: int) -> Clip:
     """The common space of images and texts turned by a random rotation: the same cosines."""
     after = clip.trainable_copy([])
     q, _ = torch.linalg.qr(torch.randn(clip.width, clip.width, generator=generator_for(seed, 56)))
-    after.model.text_projection.copy_(after.model.text_projection @ q)
-    last = after.model.visual.attnpool.c_proj
+    model: Any = after.model
+    model.text_projection.copy_(model.text_projection @ q)
+    last = model.visual.attnpool.c_proj
     last.weight.copy_(q.T @ last.weight)
     last.bias.copy_(q.T @ last.bias)
     return after

@@ -75,5 +75,5 @@ def _wider_twin(world: World) -> Case:
 
 def _scaled(clip: Clip, factor: float) -> Clip:
     after = clip.trainable_copy([])
-    after.model.logit_scale.add_(torch.tensor(factor).log())
+    after.model.get_parameter("logit_scale").add_(torch.tensor(factor).log())
     return after

@@ -71,9 +71,9 @@ def _found_by_name(subject: Subject, m: Material) -> Reading:
         return array(right.flatten()), classes.repeat_interleave(right.shape[1]).numpy()
 
     forget, labels = look(m.test["forget"])
-    unseen = look(m.test["unseen"]) if "unseen" in m.test else (None, None)
+    unseen, unseen_labels = look(m.test["unseen"]) if "unseen" in m.test else (None, None)
     return Reading("found_by_name", "names whose nearest image is of the class (text to image, R@1)", "clip",
-                   forget, labels, *unseen, role="shown")  # fmt: skip
+                   forget, labels, unseen, unseen_labels, role="shown")  # fmt: skip
 
 
 def _shut(subject: Subject, m: Material) -> Reading:
