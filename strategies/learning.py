@@ -177,16 +177,18 @@ class ClapLearning(FeatureBatches):
             self._after_training_epoch(**kwargs)
 
     def _select(self, experience: Any, samples: tuple[Tensor, Tensor, Tensor]) -> None:
-        new = self.views(experience)
-        self.model.head.guide(torch.cat([self.memory_views.flatten(0, 1), new.flatten(0, 1)]))
-        old_ids = self.memory.sample_ids
-        held, head = self.memory_views[:, 0], self.model.head
-        said = [head.predict(held)] if len(held) else []
-        self.memory.add(
-            *samples, Predictive.cat([*said, self.exemplar_predictive(experience)]),
-            torch.cat([held, new[:, 0]]),
-            head.columns(torch.cat([self.memory.labels, samples[1]])), with_held=True,
-        )  # fmt: skip
+        new, head, memory = self.views(experience), self.model.head, self.memory
+        head.guide(torch.cat([self.memory_views.flatten(0, 1), new.flatten(0, 1)]))
+        old_ids, said = memory.sample_ids, [self.exemplar_predictive(experience)]
+        features, labels = new[:, 0], samples[1]
+        comes_again = bool(torch.isin(labels, memory.labels).any())
+        if comes_again:  # exemplars held of a class are scored again, beside the new samples
+            held = self.memory_views[:, 0]
+            said, features = [head.predict(held), *said], torch.cat([held, features])
+            labels = torch.cat([memory.labels, labels])
+        memory.add(
+            *samples, Predictive.cat(said), features, head.columns(labels), with_held=comes_again
+        )
         self._remember(new, samples[2], old_ids)
 
     def forward(self) -> Tensor:

@@ -45,7 +45,9 @@ def pairs() -> dict[str, Any]:
 
 
 def test_every_page_is_known_here() -> None:
-    shown = {str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md") if "```python" in p.read_text()}
+    shown = {
+        str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md") if "```python" in p.read_text()
+    }
     assert shown == {"docs/requests.md"} and len(blocks("README.md")) == 2
 
 
@@ -53,7 +55,7 @@ def test_the_first_page_learns_forgets_and_certifies() -> None:
     code = blocks("README.md")[0]
     assert "lab()" in code
     small = code.replace("lab()", "lab(12, 25)")
-    _, verdict = run(small.replace("forgetter=", "certify=\"quick\", forgetter="))
+    _, verdict = run(small.replace("forgetter=", 'certify="quick", forgetter='))
     assert verdict in VERDICTS
 
 

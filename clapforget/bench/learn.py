@@ -15,6 +15,8 @@ encodes_per_image      images encoded in two learn experiences, by images in the
 strategy_overhead      a learn experience through the strategy, over the same training as a plain
                        loop on the same tensors (built-in model, tenth task of ten classes)
 selection_seconds      the slowest exemplar score, 20 a class out of 50,000 images of 100 classes
+exact_*                the exact posterior (:mod:`clapforget.bench.exact`): CLAP's seconds to learn an
+                       experience over its own, seconds to delete a class, megabytes of its state
 =====================  =============================================================================
 """
 
@@ -52,6 +54,7 @@ def measure(
     :param rounds: turns of each side. :param quick: small sizes, to see that it runs; then sizes in
         names are small too. :param say: hears of each part as it begins.
     """
+    from clapforget.bench.exact import exact_costs, learn_ratio
     from clapforget.bench.strategy import encodes_per_image, selection_seconds, strategy_overhead
 
     found: dict[str, Any] = {
@@ -68,6 +71,9 @@ def measure(
     found |= strategy_overhead(max(1, rounds // 3), *((2, 2) if quick else (10, 10)))
     say("selection")
     found |= selection_seconds(*((5, 100, 4) if quick else (100, 50_000, 20)))
+    say("the exact posterior")
+    found |= learn_ratio(max(1, rounds // 5), *((2, 2, 10) if quick else ()))
+    found |= exact_costs(*((16, 20, 4, 10, 8) if quick else ()))
     return found
 
 

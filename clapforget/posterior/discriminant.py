@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -63,38 +64,39 @@ class Discriminant:
         """L⁻¹ φ of rows [n, D]."""
         return torch.linalg.solve_triangular(self.factor, phi.T, upper=False).T
 
-    def distance(self, phi: Tensor) -> Tensor:
-        """``(φ − μ̂_c)ᵀ Ψ⁻¹ (φ − μ̂_c)`` of rows [n, D]: [n, C]."""
-        return _squared_distance(self.whiten(phi), self.whiten(self.mean))
+    @cached_property
+    def centres(self) -> Tensor:
+        """L⁻¹ μ̂_c, [C, D]."""
+        return self.whiten(self.mean)
 
-    def scores(self, phi: Tensor) -> tuple[Tensor, Tensor]:
+    def scores(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Log of each class's Student-t predictive, and the standard deviation of the log density
         under the posterior of the class's mean, Σ at its expectation: ``√(δ²/κ + D/(2κ²))`` with δ²
-        the Mahalanobis distance. Rows [n, D] to two [n, C]."""
-        distance = self.distance(phi)
+        the Mahalanobis distance. Of whitened rows [n, D] two [n, C]."""
+        distance = _squared_distance(u, self.centres)
         mahalanobis = distance * self.precision
         spread = (mahalanobis / self.kappa + self.size / (2 * self.kappa.square())).sqrt()
         return _student(distance, self.kappa, self.freedom, self.factor), spread
 
-    def likeness(self, phi: Tensor, counted: Tensor) -> Tensor:
+    def likeness(self, u: Tensor, counted: Tensor) -> Tensor:
         """Relative Mahalanobis distance, negated (Ren et al., 2021): ``(φ − φ̄)ᵀ S⁻¹ (φ − φ̄) −
         min_c (φ − μ̂_c)ᵀ Σ⁻¹ (φ − μ̂_c)``, S the covariance of all learned features around their mean
-        φ̄. Higher is more like what was learned. [n, D] to [n]
+        φ̄. Higher is more like what was learned. Of whitened rows [n, D], [n]
 
         :param counted: classes that have data [C].
         """
         if not counted.any():
-            return phi.new_zeros(len(phi))
+            return u.new_zeros(len(u))
         total = (self.kappa - self.kappa0)[counted]
         mean = self.mean[counted]
         centre = (total[:, None] * mean).sum(0) / total.sum()
         between = (mean - centre) * total.sqrt()[:, None]
-        u, v = self.whiten(phi - centre), self.whiten(between)
+        near = _squared_distance(u, self.centres)[:, counted].min(1).values
+        v, u = self.whiten(between), u - self.whiten(centre[None])
         # Ψ + VᵀV has the inverse Ψ⁻¹ − Ψ⁻¹Vᵀ (I + V Ψ⁻¹ Vᵀ)⁻¹ V Ψ⁻¹
         inner = torch.eye(len(v)).to(v) + v @ v.T
         along = u @ v.T
         background = u.square().sum(1) - (along @ torch.linalg.inv(inner) * along).sum(1)
-        near = self.distance(phi)[:, counted].min(1).values
         return (background - near) * self.precision
 
     def left_out(self, phi: Tensor, columns: Tensor) -> Tensor:
@@ -108,7 +110,7 @@ class Discriminant:
         """
         views = phi.shape[1]
         u = self.whiten(phi.flatten(0, 1)).view(len(phi), views, -1)
-        centre = self.whiten(self.mean)
+        centre = self.centres
         rows = torch.arange(len(u), device=u.device)
         less = self.kappa[columns] - 1
         residual = u - centre[columns][:, None]

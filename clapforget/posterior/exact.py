@@ -193,14 +193,15 @@ class ExactHead(SumsHead):
         weights = torch.tensor([part.weight for part in self.parts], dtype=phi.dtype)
         weights = (weights / weights.sum()).to(phi.device)
         samples, logits = [], []
+        white = [part.posterior.whiten(phi[:, : part.size]) for part in self.parts]
         for number, part in enumerate(self.parts):
             draws = max(1, round(self.settings.samples * float(weights[number])))
-            mean, spread = part.posterior.scores(phi[:, : part.size])
+            mean, spread = part.posterior.scores(white[number])
             mean = (mean / part.temperature).masked_fill(self.hidden, -torch.inf)
             noise = normal_of(self.labels, draws, 2 * self.seed + number)[:, None]
             samples.append((mean + spread / part.temperature * noise).softmax(-1))
             logits.append(mean)
-        widest = max(self.parts, key=lambda part: part.size)
+        widest, u = max(zip(self.parts, white), key=lambda pair: pair[0].size)
         drawn, scores = torch.cat(samples).to(v.dtype), torch.stack(logits)
         return Predictive(
             probs=torch.einsum("k,kbc->bc", weights, scores.softmax(-1)).to(v.dtype),
@@ -209,7 +210,7 @@ class ExactHead(SumsHead):
             mutual_information=uncertainty.mutual_information(drawn),
             variance=uncertainty.variance(drawn),
             variance_of_entropy=uncertainty.variance_of_entropy(drawn),
-            energy=widest.posterior.likeness(phi[:, : widest.size], counted).to(v.dtype),
+            energy=widest.posterior.likeness(u, counted).to(v.dtype),
             logits=torch.einsum("k,kbc->bc", weights, scores).to(v.dtype),
         )
 

@@ -43,14 +43,16 @@ class Regression:
         """L⁻¹ φ of rows [n, D]."""
         return torch.linalg.solve_triangular(self.factor, phi.T, upper=False).T
 
-    def scores(self, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of ``φ · w_c`` under the posterior. [n, D] to two [n, C]"""
-        mean = phi @ self.weight.T
-        return mean, self.noise * self.whiten(phi).norm(dim=1)[:, None].expand_as(mean)
+    def scores(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of ``φ · w_c`` under the posterior. Of whitened rows [n, D] two
+        [n, C]"""
+        mean = u @ (self.weight @ self.factor).T
+        return mean, self.noise * u.norm(dim=1)[:, None].expand_as(mean)
 
-    def likeness(self, phi: Tensor, counted: Tensor) -> Tensor:
-        """Negative posterior variance of the scores: higher is more like what was learned. [n]"""
-        return -(self.noise**2) * self.whiten(phi).square().sum(1)
+    def likeness(self, u: Tensor, counted: Tensor) -> Tensor:
+        """Negative posterior variance of the scores: higher is more like what was learned. Of whitened
+        rows [n, D], [n]"""
+        return -(self.noise**2) * u.square().sum(1)
 
     def left_out(self, phi: Tensor, columns: Tensor) -> Tensor:
         """Scores of learned samples, each as if it had not been learned. [n, V, D] to [n, C]

@@ -58,8 +58,10 @@ def test_a_spherical_covariance_answers_by_the_nearest_mean() -> None:
     near = torch.cdist(at, means).topk(2, 1, largest=False)
     clear = near.values[:, 1] - near.values[:, 0] > 0.05 * near.values[:, 0]
     assert clear.float().mean() > 0.7
-    assert torch.equal(found.scores(at)[0].argmax(1)[clear], near.indices[clear, 0])
-    assert not torch.equal(naive.scores(at)[0].argmax(1)[clear], near.indices[clear, 0])
+    assert torch.equal(found.scores(found.whiten(at))[0].argmax(1)[clear], near.indices[clear, 0])
+    assert not torch.equal(
+        naive.scores(naive.whiten(at))[0].argmax(1)[clear], near.indices[clear, 0]
+    )
 
 
 @pytest.mark.parametrize("empty", [False, True])
@@ -77,7 +79,9 @@ def test_scores_are_student_t_log_densities(empty: bool) -> None:
             (psi_of(found) * (found.kappa[c] + 1) / (found.kappa[c] * freedom)).numpy(), freedom,
         ) for c in range(5)
     ], 1)  # fmt: skip
-    np.testing.assert_allclose(found.scores(world.v[:, 0])[0].numpy(), expected, atol=1e-9)
+    np.testing.assert_allclose(
+        found.scores(found.whiten(world.v[:, 0]))[0].numpy(), expected, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("views", [1, 2])
@@ -89,7 +93,8 @@ def test_left_out_scores_are_those_of_a_posterior_without_the_sample(views: int,
     for i in range(0, len(world.v), 3):
         sums = make_sums(world)
         sums.add(world.v[i : i + 1], world.labels[i : i + 1], -1.0)
-        expected = fit(world, sums, found.prior).scores(world.v[i, :1])[0][0]
+        twin = fit(world, sums, found.prior)
+        expected = twin.scores(twin.whiten(world.v[i, :1]))[0][0]
         torch.testing.assert_close(left[i], expected, atol=1e-8, rtol=1e-9)
 
 
@@ -102,17 +107,19 @@ def test_spread_is_that_of_log_densities_under_draws_of_the_mean() -> None:
     drawn = found.mean[2] + noise @ torch.linalg.cholesky(covariance / found.kappa[2]).T
     phi = torch.cat([world.v[:7, 0], found.mean[[2]]])  # where the distance is 0, too
     logs = torch.stack([MultivariateNormal(x, covariance).log_prob(drawn) for x in phi])
-    torch.testing.assert_close(found.scores(phi)[1][:, 2], logs.std(1), rtol=0.02, atol=0)
+    torch.testing.assert_close(
+        found.scores(found.whiten(phi))[1][:, 2], logs.std(1), rtol=0.02, atol=0
+    )
 
 
 def test_along_a_ray_away_from_the_data_density_falls_and_spread_rises() -> None:
     found = fit(make_world())
     away = torch.linspace(1, 50, 30).double()[:, None] * found.mean[0]
-    density, spread = found.scores(away)
+    density, spread = found.scores(found.whiten(away))
     assert (density.logsumexp(1).diff() < 0).all()
     assert (spread.diff(dim=0) > 0).all()
     counted = torch.ones(5, dtype=torch.bool)
-    assert (found.likeness(away[1:], counted).diff() < 0).all()
+    assert (found.likeness(found.whiten(away[1:]), counted).diff() < 0).all()
 
 
 def test_likeness_is_the_relative_mahalanobis_distance() -> None:
@@ -131,8 +138,10 @@ def test_likeness_is_the_relative_mahalanobis_distance() -> None:
 
     nearest = torch.stack([distance(m, within) for m in found.mean[counted]]).min(0).values
     expected = distance(centre, total) - nearest
-    torch.testing.assert_close(found.likeness(x, counted), expected, rtol=1e-8, atol=1e-8)
-    assert not found.likeness(x, torch.zeros(5, dtype=torch.bool)).any()
+    torch.testing.assert_close(
+        found.likeness(found.whiten(x), counted), expected, rtol=1e-8, atol=1e-8
+    )
+    assert not found.likeness(found.whiten(x), torch.zeros(5, dtype=torch.bool)).any()
 
 
 def test_nats_are_the_divergence_of_the_means_posterior_from_its_prior() -> None:

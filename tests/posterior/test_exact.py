@@ -146,7 +146,7 @@ def test_far_from_the_data_density_is_low_and_draws_differ() -> None:
     posterior = head.parts[0].posterior
     own, unseen = world.v[world.rows([0, 1, 2]), 0], world.v[world.rows([3, 4]), 0]
     for near, far in ((own, unseen), (unseen, 5 * unseen)):
-        a, b = posterior.scores(near), posterior.scores(far)
+        a, b = posterior.scores(posterior.whiten(near)), posterior.scores(posterior.whiten(far))
         assert a[0].logsumexp(1).mean() > b[0].logsumexp(1).mean()
         assert a[1].mean() < b[1].mean()
     assert head.predict(own).energy.mean() > head.predict(unseen).energy.mean()
@@ -164,7 +164,7 @@ def test_left_out_errors_are_the_weight_of_the_spherical_part() -> None:
     given = learned(mixed, EVERY, features=12, spherical=0.25)
     assert [part.weight for part in given.parts] == [1.0, 1.0, 0.25]
     probs = torch.stack([
-        (part.posterior.scores(given.map(mixed.v[:, 0])[:, : part.size])[0] / part.temperature)
+        (part.posterior.scores(part.posterior.whiten(given.map(mixed.v[:, 0])[:, : part.size]))[0] / part.temperature)
         .softmax(1) for part in given.parts
     ])  # fmt: skip
     expected = (probs * torch.tensor([1, 1, 0.25]).double()[:, None, None]).sum(0) / 2.25

@@ -53,11 +53,13 @@ def test_it_is_bayesian_linear_regression_around_the_text() -> None:
         covariance = covariance - torch.outer(gain, x @ covariance)
     torch.testing.assert_close(found.weight, mean.T, atol=1e-10, rtol=1e-8)
     phi = world.v[:9, 0]
-    scores, spread = found.scores(phi)
+    scores, spread = found.scores(found.whiten(phi))
     torch.testing.assert_close(scores, phi @ mean)
     variance = ((phi @ covariance) * phi).sum(1)
     torch.testing.assert_close(spread, variance.sqrt()[:, None].expand(-1, 5), rtol=1e-7, atol=0)
-    torch.testing.assert_close(found.likeness(phi, EVERY), -variance, rtol=1e-7, atol=0)
+    torch.testing.assert_close(
+        found.likeness(found.whiten(phi), EVERY), -variance, rtol=1e-7, atol=0
+    )
 
 
 @pytest.mark.parametrize("views", [1, 2])
@@ -139,7 +141,10 @@ def test_without_data_it_is_the_text_and_unsure_of_it() -> None:
     torch.testing.assert_close(found.weight, world.text[:, 0])
     # of one-hot targets drawn at random, the variance is (C - 1) / C²
     assert found.noise == pytest.approx(0.4)
-    assert (found.scores(world.v[:, 0])[1] > fit(world).scores(world.v[:, 0])[1]).all()
+    other = fit(world)
+    assert (
+        found.scores(found.whiten(world.v[:, 0]))[1] > other.scores(other.whiten(world.v[:, 0]))[1]
+    ).all()
 
 
 def test_nats_are_the_divergence_from_not_having_the_classs_own_images() -> None:
