@@ -12,7 +12,7 @@ from torch import Tensor
 from clapforget.clip import Clip
 from clapforget.posterior.guided import GuidedHead
 from clapforget.posterior.linear import LinearHead
-from clapforget.posterior.point import PointSumsHead
+from clapforget.posterior.point import PointHead, PointSumsHead
 from clapforget.seeding import generator_for
 from clapforget.strategies.model import ClapModel
 from clapforget.verify import Material, Part, Subject, Views
@@ -89,7 +89,7 @@ def subject_of(model: ClapModel) -> Subject:
     vectors = _class_vectors(head)
     return Subject(
         clip, answer, labels[kept].tolist(), None if vectors is None else vectors[kept],
-        nats if any(nats.values()) else {},
+        {} if isinstance(head, PointHead) else nats,
     )  # fmt: skip
 
 

@@ -17,11 +17,12 @@ from clapforget.posterior.temperature import best_temperature
 if TYPE_CHECKING:
     from clapforget.posterior.exact import ExactHead
 
-__all__ = ["Part", "solve"]
+__all__ = ["LEFT_OUT", "Part", "solve"]
 
 _STRENGTHS = (1.0, 0.3, 3.0, 0.1, 10.0)
 _SPREADS = (0.3, 0.03, 3.0, 0.003)
-_LEFT_OUT = 2000  # learned samples that are left out in turn, at most
+LEFT_OUT = 2000
+"""Learned samples that are left out in turn, at most."""
 
 
 @dataclass
@@ -61,7 +62,7 @@ def solve(head: ExactHead) -> list[Part]:
 
     With nothing learned it is the regression's prior for both models, which is zero-shot CLIP.
     """
-    v, labels = head.reservoir.sample(_LEFT_OUT)
+    v, labels = head.reservoir.sample(LEFT_OUT)
     columns = head.columns(labels)
     left = _Left(head.map(v), columns, _ignorance(head, v, columns))
     if head.settings.model == "regression" or not head.sums.count.any():
