@@ -10,7 +10,8 @@
    and neither less surely nor by fewer wordings than before; or as before where unseen images, for want of
    columns, are often taken for the class too, and a piece of evidence accuses (rule 6).
 5. **suppressed**: still answered, but weakened: the probability of the right answer fell to less than half
-   (of what retained classes kept of theirs), or some of the data's own wordings fell to less than half.
+   (of what retained classes kept of theirs), or some of the data's own wordings fell to less than half, or
+   rounding the weights brings back more than bare CLIP answers (95 % intervals apart).
 6. **suppressed**: gone from the answers, still inside: a piece of evidence lies above the reference by
    more than its margin (one-sided test, Holm over all pieces).
 7. **suppressed**: pushed beyond: a piece whose role is ``both`` lies below the reference by more than its margin
@@ -175,6 +176,10 @@ def _weakened(
     worst = found.get("wordings_worst")
     if worst is not None and worst.before and worst.value < rules.weakened * worst.before:
         return "some wordings fail", worst
+    bare = found.get("zero_shot", found["answers"])
+    for rounded in (p for name, p in found.items() if name.startswith("rounding_")):
+        if rounded.interval[0] > bare.interval[1]:
+            return "rounding the weights brings back more", rounded
     return None
 
 

@@ -17,7 +17,8 @@ def piece(name: str, value: float, **more: Any) -> Evidence:
         "p_below": 0.001, "holds": True,
     }  # fmt: skip
     group = more.pop("group", "clip")
-    return Evidence(name, name, group, value, (value, value), **{**base, **more})
+    interval = more.pop("interval", (value, value))
+    return Evidence(name, name, group, value, interval, **{**base, **more})
 
 
 def clean() -> dict[str, Evidence]:
@@ -145,3 +146,22 @@ def test_a_head_that_alone_knew_the_class_must_show_what_it_stores(shown: str) -
     judgement = decide(list(found.values()))
     assert judgement.verdict == ("forgotten" if shown else "inconclusive")
     assert shown or "nothing but answers" in judgement.rule
+
+
+@pytest.mark.parametrize(
+    ("rounded", "verdict"), [((0.9, 1.0), "suppressed"), ((0.45, 0.65), "retained")]
+)
+def test_what_rounding_brings_back_was_there(rounded: tuple[float, float], verdict: str) -> None:
+    """Half of the images are answered; with rounded weights all of them, or no more."""
+    found = clean()
+    for name, more in ANSWERED.items():
+        found[name] = replace(found[name], **more)
+    found["answers"] = replace(found["answers"], value=0.5, interval=(0.4, 0.6))
+    assert decide(list(found.values())).verdict == "retained"
+    low, high = rounded
+    found["rounding_8"] = piece(
+        "rounding_8", (low + high) / 2, group="attack", interval=rounded, **INSIDE
+    )
+    judgement = decide(list(found.values()))
+    assert judgement.verdict == verdict
+    assert ("rounding" in judgement.rule) == (verdict == "suppressed")
