@@ -131,7 +131,7 @@ def _look_at_pairs(strategy: Any, experience: Any) -> ViewObservation | None:
     unmatched = (v @ clip.encode_text(strangers).T).mean(1)
     right = (similarity.argmax(1) == torch.arange(len(rows), device=v.device)).cpu().numpy()
     matched = similarity.diagonal().cpu().numpy()
-    return ViewObservation(len(rows), right, right[:, None], matched, unmatched.cpu().numpy())
+    return ViewObservation(len(rows), right, matched, unmatched.cpu().numpy())
 
 
 def _words(names: Sequence[str], samples: int, judgement: Judgement) -> str:

@@ -18,7 +18,7 @@ from clapforget.scenarios.data import ImageData
 from clapforget.strategies.model import ClapModel
 from clapforget.strategies.novelty import average_novelty
 
-__all__ = ["Snapshot", "event_metrics", "snapshot", "stream_metrics", "summarise"]
+__all__ = ["Snapshot", "event_metrics", "minus", "snapshot", "stream_metrics", "summarise"]
 
 _RISE = 0.1  # accuracy by which a forgotten class may rise and still count as forgotten
 CALIBRATION = ("ece", "legacy_ece", "brier", "nll")
@@ -170,7 +170,7 @@ def stream_metrics(
     if event["kind"] == "forget" and events:
         before = _restore(events[-1])
         kept = event["learned"]
-        spill = _minus(_mean(before.strategy, kept), _mean(now.strategy, kept))
+        spill = minus(_mean(before.strategy, kept), _mean(now.strategy, kept))
     rises, worst = [], dict[int, float]()
     for then in (*events, event):
         if then["kind"] != "forget":
@@ -179,7 +179,7 @@ def stream_metrics(
         gone = [c for c in then["classes"] if c in event["forgotten"]]
         for table in ("strategy", "clip"):
             was, is_ = getattr(seen, table), getattr(now, table)
-            rises.append(_minus(_mean(is_, gone), _mean(was, gone)))
+            rises.append(minus(_mean(is_, gone), _mean(was, gone)))
         for c in gone:
             pairs = ((now.strategy, seen.strategy), (now.clip, seen.clip))
             worst[c] = max(is_.get(c, 0.0) - was.get(c, 0.0) for is_, was in pairs)
@@ -222,12 +222,12 @@ def summarise(events: Sequence[dict[str, Any]], start: Snapshot, data: ImageData
     backward, lost, forward = [], [], []
     for i, kept in zip(learns[:-1], owned):
         course = [_mean(seen.strategy, kept) for seen in snapshots[i:]]
-        backward.append(_minus(course[-1], course[0]))
+        backward.append(minus(course[-1], course[0]))
         best = max((value for value in course[:-1] if value is not None), default=None)
-        lost.append(_minus(best, course[-1]))
+        lost.append(minus(best, course[-1]))
     for i, kept in zip(learns[1:], owned[1:]):
         new = [c for c in kept if c not in events[i - 1]["forgotten"]]
-        forward.append(_minus(_mean(snapshots[i - 1].clip, new), _mean(start.clip, new)))
+        forward.append(minus(_mean(snapshots[i - 1].clip, new), _mean(start.clip, new)))
     spills, relapses = [], []
     for i, event in enumerate(events):
         if event["kind"] == "forget":
@@ -262,7 +262,8 @@ def summarise(events: Sequence[dict[str, Any]], start: Snapshot, data: ImageData
     }
 
 
-def _minus(left: float | None, right: float | None) -> float | None:
+def minus(left: float | None, right: float | None) -> float | None:
+    """Their difference; None where either is missing."""
     return None if left is None or right is None else left - right
 
 

@@ -14,6 +14,10 @@ from clapforget.errors import UserError
 
 __all__ = ["bench"]
 
+DataPlace = Annotated[
+    str | None, typer.Option("--data", help="Where the data is, for scenarios that need some.")
+]
+
 bench = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.")
 
 
@@ -39,9 +43,7 @@ def bench_methods(
         typer.Option("--method", help="STRATEGY[:PRESET][,GROUP.NAME=VALUE ...]; may be repeated."),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the runs' folders; finished ones are kept.")],
-    data: Annotated[
-        str | None, typer.Option(help="Where the data is, for scenarios that need some.")
-    ] = None,
+    data: DataPlace = None,
     seeds: Annotated[str, typer.Option(help="Comma-separated.")] = "0,1,2,3,4",
     sequence: Annotated[str, typer.Option(help="Requests, or a named sequence.")] = "learn-only",
     per_class: Annotated[
@@ -68,9 +70,7 @@ def bench_methods(
 @bench.command("selection")
 def bench_selection(
     scenario: Annotated[str, typer.Argument(help="Whose data and tasks.")],
-    data: Annotated[
-        str | None, typer.Option(help="Where the data is, for scenarios that need some.")
-    ] = None,
+    data: DataPlace = None,
     strategy: Annotated[
         str, typer.Option(help="Whose posterior is asked: NAME or NAME:PRESET.")
     ] = "exact",
@@ -121,7 +121,7 @@ def bench_forgetters(
         Path, typer.Option(help="Folder of trained twins; missing ones are trained (minutes each).")
     ],
     scenario: Annotated[str, typer.Option(help="lab or cifar100.")] = "lab",
-    data: Annotated[str | None, typer.Option(help="Folder of CIFAR-100's images.")] = None,
+    data: DataPlace = None,
     seeds: Annotated[str, typer.Option(help="Of the requests, comma-separated.")] = "0,1,2",
     methods: Annotated[
         str, typer.Option(help="NAME or NAME:PRESET, comma-separated; default: all.")

@@ -38,6 +38,7 @@ from clapforget.errors import UserError
 from clapforget.loading import load_clip, shipped_card
 from clapforget.pretrain_data import FolderSource, LabSource, Source
 from clapforget.scenarios.cifar100_data import cifar100
+from clapforget.strategies.measure import minus
 from clapforget.strategies.twin import retrained
 from clapforget.unlearn import FORGETTERS, make_forgetter
 
@@ -131,21 +132,17 @@ def compare(before: Look, after: Look, twin: Look, seconds: float) -> dict[str, 
     ]
     found = {
         "forget": after.forget - twin.forget,
-        "captioned": _minus(after.captioned, twin.captioned),
+        "captioned": minus(after.captioned, twin.captioned),
         "retain": twin.retain - after.retain,
         "neighbours": twin.neighbours - after.neighbours,
         "bystanders": before.bystanders - after.bystanders,
         "cosine": abs(after.cosine - twin.cosine),
         "relearning": float(area),
-        "retrieval": _minus(before.retrieval, after.retrieval),
+        "retrieval": minus(before.retrieval, after.retrieval),
         "seconds": seconds,
         "gap": sum(known) / len(known),
     }
     return {name: value for name, value in found.items() if value is not None}
-
-
-def _minus(left: float | None, right: float | None) -> float | None:
-    return None if left is None or right is None else left - right
 
 
 def _table(rows: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, Any]]:

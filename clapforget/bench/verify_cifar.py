@@ -20,6 +20,7 @@ from clapforget.bench.verify_edits import scramble_names, token_rows
 from clapforget.bench.verify_kinds import KINDS, Case, Kind, bare
 from clapforget.bench.verify_world import World
 from clapforget.clip import Clip
+from clapforget.errors import UserError
 from clapforget.loading import load_clip
 from clapforget.scenarios import ImageData, cifar100
 from clapforget.scenarios.data import TensorImages
@@ -78,8 +79,8 @@ class CifarWorld(World):
 
     @property
     def twin(self) -> Clip:  # type: ignore[override]
-        """:raises NotImplementedError: always: none is trained here."""
-        raise NotImplementedError("the CIFAR-100 model has no retrained twin")
+        """:raises UserError: always: none of the kinds here needs one."""
+        raise UserError("the truth bench trains no twin on CIFAR-100", "choose kinds without one")
 
     def strangers(self, count: int) -> list[int]:
         """Classes that the model never knew, others than :attr:`new`, drawn at random."""

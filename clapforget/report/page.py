@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from clapforget.errors import UserError
-from clapforget.report import plots, tables, trust, witnesses, words
+from clapforget.report import heading, plots, tables, trust, witnesses, words
 from clapforget.report.front import pareto_fronts
 from clapforget.report.load import (
     Event,
@@ -76,11 +75,11 @@ def _render(
     return environment.get_template(_FILE).render(
         dash=words.DASH,
         title=string(run.config.get("scenario"), words.DASH),
-        facts=_facts(run),
+        facts=heading.facts(run),
         notes=run.notes,
-        reading=_reading(run),
+        reading=heading.reading(run),
         requests=shown,
-        cards=_cards(run),
+        cards=heading.cards(run),
         numbers=tables.final_numbers(run),
         twin=bool(mapping(run.summary.get("twin"))),
         chips=[_chip(run, i, event) for i, event in enumerate(run.events)],
@@ -93,82 +92,6 @@ def _render(
         glossary=words.GLOSSARY,
         verdicts=words.VERDICTS,
     )
-
-
-def _facts(run: Run) -> list[tuple[str, str]]:
-    keys = ("sequence", "strategy", "forgetter", "model", "pretrained", "data", "seed")
-    facts = [(key, string(run.config.get(key), words.DASH) or words.DASH) for key in keys]
-    return [*facts, ("took", words.seconds(_final(run, "seconds")))]
-
-
-def _final(run: Run, key: str) -> float | None:
-    """A number of the end: from the summary, or of the last experience of an unfinished run."""
-    if run.summary or not run.events:
-        return number(run.summary.get(key))
-    if key == "seconds":
-        return sum(event.seconds or 0.0 for event in run.events)
-    return run.events[-1].metrics.get(key)
-
-
-def _start(run: Run, key: str) -> float | None:
-    return number(mapping(run.summary.get("before")).get(key))
-
-
-def _just_before(run: Run) -> float | None:
-    """The strategy's accuracy on the forgotten classes one experience before their requests."""
-    values = [
-        tables.mean_accuracy(run.events[request.position - 1].strategy, request.classes)[0]
-        for request in run.requests
-        if request.position
-    ]
-    found = [value for value in values if value is not None]
-    return sum(found) / len(found) if found else None
-
-
-def _cards(run: Run) -> list[dict[str, str]]:
-    beside = {
-        "retain_accuracy": ("zero-shot before", _start(run, "zero_shot_retain_accuracy")),
-        "forget_accuracy": ("just before the requests", _just_before(run)),
-        "zero_shot_retain_accuracy": ("before", _start(run, "zero_shot_retain_accuracy")),
-        "bystander_accuracy": ("before", _start(run, "bystander_accuracy")),
-    }
-    cards = []
-    for key, (title, what) in words.CARDS.items():
-        value = _final(run, key)
-        card = {"key": key, "title": title, "what": what, "label": "", "before": ""}
-        if key in beside:
-            label, before = beside[key]
-            card |= {"value": words.percent(value), "label": label}
-            card["before"] = words.percent(before)
-        else:
-            card["value"] = words.points(value)
-        cards.append(card)
-    return cards
-
-
-def _reading(run: Run) -> str:
-    """One sentence for somebody who reads no further."""
-    parts = []
-    if run.requests:
-        counts = Counter(request.verdict or "without a verdict" for request in run.requests)
-        done = counts.pop("forgotten", 0)
-        total = len(run.requests)
-        said = [f"{done} of {total} request{'s' * (total != 1)} forgotten"]
-        parts.append(", ".join([*said, *(f"{n} {verdict}" for verdict, n in counts.items())]))
-    else:
-        parts.append("nothing was to be forgotten")
-    end, start = _final(run, "retain_accuracy"), _start(run, "zero_shot_retain_accuracy")
-    if end is not None and start is not None:
-        parts.append(
-            f"retained classes went from {words.percent(start)} zero-shot to {words.percent(end)}"
-        )
-    elif end is not None:
-        parts.append(f"retained classes are at {words.percent(end)}")
-    end, start = _final(run, "bystander_accuracy"), _start(run, "bystander_accuracy")
-    if end is not None and start is not None:
-        parts.append(f"bystanders {words.percent(start)} → {words.percent(end)}")
-    sentence = "; ".join(parts)
-    return sentence[0].upper() + sentence[1:] + "."
 
 
 def _chip(run: Run, position: int, event: Event) -> dict[str, Any]:
@@ -192,7 +115,7 @@ def _lines(run: Run) -> Markup | None:
     """Accuracies over the stream; the first point is before it, where the run knows it."""
     series: dict[str, list[float | None]] = {}
     for key in plots.SERIES:
-        values = [_start(run, key), *(event.metrics.get(key) for event in run.events)]
+        values = [heading.at_start(run, key), *(event.metrics.get(key) for event in run.events)]
         if any(value is not None for value in values):
             series[key] = values
     if not series:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from clapforget.clip import Clip
@@ -47,17 +46,12 @@ class ViewObservation:
     n: int
     clip_right: np.ndarray
     """Whether bare CLIP names the class, among all names."""
-    clip_right_by_prompt: np.ndarray
-    """The same with each prompt template alone, [n, L]."""
     matched_cosine: np.ndarray
     unmatched_cosine: np.ndarray
     """Mean cosine with the names of other classes."""
     right: np.ndarray | None = None
     """Whether the strategy names the class, among all classes it met; None if it met none of
     the view's."""
-    taken: np.ndarray | None = None
-    """Whether the strategy answers with a forgotten class, divided by how many of those it has met:
-    how often an image is taken for one of them."""
     scores: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -66,10 +60,6 @@ class Observation:
     """A system seen through all views."""
 
     views: dict[str, ViewObservation]
-    nats: dict[int, float]
-    """Nats of the posterior over the prior by class label, for classes the head has met."""
-    forget: tuple[int, ...] = ()
-    retain: tuple[int, ...] = ()
 
 
 @torch.no_grad()
@@ -89,36 +79,25 @@ def observe(
     :param names: of all classes, by label: what a prediction chooses among.
     :param read: gives the same images' features as the head reads them, where they are others.
     """
-    by_template = clip.encode_names(names, templates)
-    text = F.normalize(by_template.mean(1), dim=-1)
-    nats = {}
-    if head is not None and len(head.labels):
-        nats = {int(c): float(v) for c, v in zip(head.labels, head.nats())}
+    text = clip.class_features(names, templates)
     seen = {
-        name: _look(
-            *features(classes), head, text, by_template, read and read(classes), views.forget
-        )
+        name: _look(*features(classes), head, text, read and read(classes))
         for name, classes in views.items()
         if classes
     }
-    return Observation(
-        {name: view for name, view in seen.items() if view.n}, nats, views.forget, views.retain
-    )
+    return Observation({name: view for name, view in seen.items() if view.n})
 
 
 def _look(
-    v: Tensor, labels: Tensor, head: Head | None, text: Tensor, by_template: Tensor,
-    read: Tensor | None, forget: Sequence[int],
-) -> ViewObservation:  # fmt: skip
+    v: Tensor, labels: Tensor, head: Head | None, text: Tensor, read: Tensor | None
+) -> ViewObservation:
     labels = labels.to(v.device)
     similarity = v @ text.T
     matched = similarity.gather(1, labels[:, None])[:, 0]
     others = (similarity.sum(1) - matched) / max(len(text) - 1, 1)
-    prompted = torch.einsum("nd,cld->nlc", v, by_template).argmax(-1) == labels[:, None]
     view = ViewObservation(
         n=len(v),
         clip_right=(similarity.argmax(1) == labels).cpu().numpy(),
-        clip_right_by_prompt=prompted.cpu().numpy(),
         matched_cosine=matched.cpu().numpy(),
         unmatched_cosine=others.cpu().numpy(),
     )
@@ -127,7 +106,5 @@ def _look(
         answer = head.labels[predictive.probs.argmax(1)]
         if torch.isin(labels, head.labels).any():
             view.right = (answer == labels).cpu().numpy()
-        if met := head.met(list(forget)):
-            view.taken = torch.isin(answer, torch.tensor(met).to(answer)).cpu().numpy() / len(met)
         view.scores = {name: predictive.score(name).cpu().numpy() for name in SCORES}
     return view

@@ -16,6 +16,7 @@ import torchmetrics
 from avalanche.evaluation.metric_results import MetricValue
 from torch import Tensor
 
+from clapforget.strategies.measure import minus
 from clapforget.strategies.metrics.base import RetainedMetric
 
 __all__ = [
@@ -126,7 +127,7 @@ class BackwardTransfer(_ByTask):
         for k, learned in enumerate(self.life.tasks[:-1]):
             classes = self.life.classes(k)
             changes.append(
-                _minus(_accuracy(self.now, classes), _accuracy(self.at(learned), classes))
+                minus(_accuracy(self.now, classes), _accuracy(self.at(learned), classes))
             )
         return _mean(changes)
 
@@ -147,7 +148,7 @@ class Forgetting(_ByTask):
                 _accuracy(self.at(moment), classes) for moment in range(learned, self.life.moment)
             )
             best = max((value for value in earlier if value is not None), default=None)
-            losses.append(_minus(best, _accuracy(self.now, classes)))
+            losses.append(minus(best, _accuracy(self.now, classes)))
         return _mean(losses)
 
     def __str__(self) -> str:
@@ -172,7 +173,7 @@ class ForwardTransfer(_ByTask):
             gone = self.life.forgotten[learned - 1]
             classes = [c for c in self.life.classes(k) if c not in gone]
             before, start = self.at(learned - 1), self.at(0)
-            changes.append(_minus(_accuracy(before, classes), _accuracy(start, classes)))
+            changes.append(minus(_accuracy(before, classes), _accuracy(start, classes)))
         return _mean(changes)
 
     def __str__(self) -> str:
@@ -182,10 +183,6 @@ class ForwardTransfer(_ByTask):
 def _mean(values: Iterable[float | None]) -> float | None:
     found = [value for value in values if value is not None]
     return sum(found) / len(found) if found else None
-
-
-def _minus(left: float | None, right: float | None) -> float | None:
-    return None if left is None or right is None else left - right
 
 
 def _accuracy(table: Mapping[int, float], classes: list[int]) -> float | None:

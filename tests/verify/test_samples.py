@@ -14,7 +14,7 @@ def view(n: int, entropy: float, seed: int, right: float = 1.0) -> ViewObservati
     scores = {name: rng.normal(entropy, 1, n) for name in ("entropy", "mutual_information")}
     answers = rng.random(n) < right
     cosine = rng.normal(0, 1, n)
-    return ViewObservation(n, answers, answers[:, None], cosine, cosine, answers, scores=scores)
+    return ViewObservation(n, answers, cosine, cosine, answers, scores=scores)
 
 
 def seen(level: float, n: int = 800, right: float = 1.0) -> Observation:
@@ -23,7 +23,7 @@ def seen(level: float, n: int = 800, right: float = 1.0) -> Observation:
         "unseen": view(n, 0.0, 2),
         "retain": view(n, 0.0, 3, right),
     }
-    return Observation(views, {})
+    return Observation(views)
 
 
 def judged(before: Observation, after: Observation, kept: str = "") -> tuple[str, str, str]:
@@ -67,7 +67,7 @@ def test_a_refitted_head_is_a_proof_unless_clip_was_to_forget_too() -> None:
 
 
 def test_nothing_looked_at_gives_no_evidence_of_samples() -> None:
-    only = Observation({"retain": view(50, 0.0, 3)}, {})
+    only = Observation({"retain": view(50, 0.0, 3)})
     assert all("samples" not in piece.name for piece in sample_evidence(only, only))
 
 
@@ -76,7 +76,7 @@ def with_pairs(matched: float, n: int = 60) -> Observation:
     look = view(n, 0.0, 5)
     look.matched_cosine = rng.normal(matched, 0.02, n)
     look.unmatched_cosine = rng.normal(0.1, 0.02, n)
-    return Observation({"pairs": look}, {})
+    return Observation({"pairs": look})
 
 
 @pytest.mark.parametrize(
