@@ -17,17 +17,32 @@ degrees of freedom around μ̂_c with shape ``Ψ (κ_c + 1) / (κ_c (ν − D + 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from clapforget.posterior.sums import FeatureSums
+from clapforget.posterior.whitening import whiten
 
 __all__ = ["Discriminant", "fit_discriminant", "prior_means"]
 
 _SPHERICAL = 100  # images that a spherical covariance counts for, by image learned
+
+
+@dataclass
+class _Background:
+    """All learned features as one Gaussian around their mean, whitened."""
+
+    counted: Tensor
+    """Classes that have data [C]."""
+    centre: Tensor
+    """[D]"""
+    between: Tensor
+    """Of each counted class, its mean's distance from the centre times √n."""
+    inverse: Tensor
+    """``(I + V Vᵀ)⁻¹`` of these V."""
 
 
 @dataclass
@@ -44,6 +59,7 @@ class Discriminant:
     nu: float
     factor: Tensor
     """L [D, D]."""
+    _around: _Background | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def freedom(self) -> float:
@@ -61,8 +77,8 @@ class Discriminant:
         return self.factor.shape[0]
 
     def whiten(self, phi: Tensor) -> Tensor:
-        """L⁻¹ φ of rows [n, D]."""
-        return torch.linalg.solve_triangular(self.factor, phi.T, upper=False).T
+        """L⁻¹ φ of rows [..., D]."""
+        return whiten(self.factor, phi)
 
     @cached_property
     def centres(self) -> Tensor:
@@ -87,29 +103,36 @@ class Discriminant:
         """
         if not counted.any():
             return u.new_zeros(len(u))
-        total = (self.kappa - self.kappa0)[counted]
-        mean = self.mean[counted]
-        centre = (total[:, None] * mean).sum(0) / total.sum()
-        between = (mean - centre) * total.sqrt()[:, None]
-        near = _squared_distance(u, self.centres)[:, counted].min(1).values
-        v, u = self.whiten(between), u - self.whiten(centre[None])
-        # Ψ + VᵀV has the inverse Ψ⁻¹ − Ψ⁻¹Vᵀ (I + V Ψ⁻¹ Vᵀ)⁻¹ V Ψ⁻¹
-        inner = torch.eye(len(v)).to(v) + v @ v.T
-        along = u @ v.T
-        background = u.square().sum(1) - (along @ torch.linalg.inv(inner) * along).sum(1)
+        around = self._background(counted)
+        near = _squared_distance(u, self.centres[counted]).min(1).values
+        u = u - around.centre
+        along = u @ around.between.T
+        background = u.square().sum(1) - (along @ around.inverse * along).sum(1)
         return (background - near) * self.precision
 
-    def left_out(self, phi: Tensor, columns: Tensor) -> Tensor:
+    def _background(self, counted: Tensor) -> _Background:
+        """What :meth:`likeness` needs of all learned features together; kept for the next call."""
+        if self._around is None or not torch.equal(self._around.counted, counted):
+            total = (self.kappa - self.kappa0)[counted]
+            centres = self.centres[counted]
+            share = total / total.sum()
+            centre = share @ centres
+            between = (centres - centre) * total.sqrt()[:, None]
+            # Ψ + VᵀV has the inverse Ψ⁻¹ − Ψ⁻¹Vᵀ (I + V Ψ⁻¹ Vᵀ)⁻¹ V Ψ⁻¹
+            inner = torch.eye(len(between)).to(between) + between @ between.T
+            self._around = _Background(counted, centre, between, torch.linalg.inv(inner))
+        return self._around
+
+    def left_out(self, u: Tensor, columns: Tensor) -> Tensor:
         """Log densities of learned samples, each as if it had not been learned; m_c stays. [n, C]
 
         Removing a sample of V views with residuals R [V, D] (rows ``φ_v − μ̂_c``) leaves
         ``Ψ − Rᵀ B R``, ``B = I/V + 11ᵀ/(V² (κ_c − 1))``: the inverse follows by Woodbury's identity,
         the determinant by ``|Ψ − Rᵀ B R| = |Ψ| |B| |B⁻¹ − R Ψ⁻¹ Rᵀ|``.
 
-        :param phi: [n, V, D]; the first view is scored. :param columns: each sample's class [n].
+        :param u: whitened [n, V, D]; the first view is scored. :param columns: each one's class [n].
         """
-        views = phi.shape[1]
-        u = self.whiten(phi.flatten(0, 1)).view(len(phi), views, -1)
+        views = u.shape[1]
         centre = self.centres
         rows = torch.arange(len(u), device=u.device)
         less = self.kappa[columns] - 1
@@ -179,12 +202,12 @@ def prior_means(sums: FeatureSums, text: Tensor) -> Tensor:
 def _posterior(
     sums: FeatureSums, prior: Tensor, kappa0: float, size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """κ [C], μ̂ [C, size] and Ψ − Ψ₀ [size, size]."""
+    """κ [C], μ̂ [C, size] and Ψ − Ψ₀ [size, size], right on and below the diagonal."""
     kappa = kappa0 + sums.count
     mean = (kappa0 * prior + sums.first[:, :size]) / kappa[:, None]
-    scatter = sums.second[:size, :size] + kappa0 * prior.T @ prior
-    scatter = scatter - (mean * kappa[:, None]).T @ mean
-    return kappa, mean, (scatter + scatter.T) / 2
+    scatter = sums.second_lower(size)
+    scatter.addmm_(torch.cat([prior * kappa0, mean * -kappa[:, None]]).T, torch.cat([prior, mean]))
+    return kappa, mean, scatter
 
 
 def _squared_distance(a: Tensor, b: Tensor) -> Tensor:

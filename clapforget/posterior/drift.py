@@ -50,10 +50,7 @@ def transport(
     else:
         matrix = _fit(before, after, ridge)
         reservoir.v = (reservoir.v.double() @ matrix).to(reservoir.v)
-        sums.first = sums.first @ matrix
-        sums.second = matrix.T @ sums.second @ matrix
-        if sums.by_class:
-            sums.class_second = matrix.T @ sums.class_second @ matrix
+        sums.transform(matrix)
     sums.carried = sums.count > 0
     return {"exemplars": len(before), "relative_error": round(error, 6)}
 
@@ -88,8 +85,7 @@ def _rebuild(sums: FeatureSums, feature_map: FeatureMap, after: Tensor, columns:
     counts = torch.where(held > 0, sums.count, 0.0)
     share = (counts / held.clamp_min(1))[columns]
     phi = feature_map(after)
-    for part in (sums.count, sums.first, sums.second, sums.class_second):
-        part.zero_()
+    sums.empty()
     sums.add(phi * share.sqrt()[:, None, None], columns)
     sums.first.zero_().index_add_(0, columns, phi.mean(1) * share[:, None])
     sums.count.copy_(counts)

@@ -8,7 +8,6 @@ twin's as well; see :class:`~clapforget.posterior.reservoir.Reservoir` for the o
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,13 +17,13 @@ from clapforget import uncertainty
 from clapforget.errors import UserError
 from clapforget.posterior.drift import transport
 from clapforget.posterior.exact_settings import ExactSettings
-from clapforget.posterior.familiarity import Scale, signs
+from clapforget.posterior.familiarity import signs
 from clapforget.posterior.feature_map import FeatureMap
 from clapforget.posterior.head import HEADS, Change
 from clapforget.posterior.keys import normal_of
 from clapforget.posterior.predictive import Predictive
 from clapforget.posterior.reservoir import Reservoir
-from clapforget.posterior.solving import LEFT_OUT, Part, solve
+from clapforget.posterior.solving import Part, Solution, solve
 from clapforget.posterior.sums_head import SumsHead
 
 __all__ = ["ExactHead", "ExactSettings"]
@@ -51,7 +50,6 @@ class ExactHead(SumsHead):
         self.reservoir = Reservoir(width, s.reservoir, seed)
         made_with = torch.tensor([seed, s.features, int(s.by_class)])
         self.register_buffer("made_with", made_with)
-        self._scaled: tuple[list[Part], Scale] | None = None
 
     def learn(self, v: Tensor, labels: Tensor, ids: Tensor, tower: str) -> None:
         """Add samples. :raises UserError: if another image tower made the earlier ones' features."""
@@ -172,11 +170,16 @@ class ExactHead(SumsHead):
 
     # ---- posterior -------------------------------------------------------------------------
     @property
-    def parts(self) -> list[Part]:
-        """The posteriors behind the predictive, solved for when first asked after a change."""
+    def solution(self) -> Solution:
+        """What is computed from the sums, when first asked after a change."""
         if self._solved is None:
             self._solved = solve(self)
         return self._solved
+
+    @property
+    def parts(self) -> list[Part]:
+        """The posteriors behind the predictive."""
+        return self.solution.parts
 
     # ---- prediction ------------------------------------------------------------------------
     @torch.no_grad()
@@ -189,26 +192,10 @@ class ExactHead(SumsHead):
         the columns nor other classes' columns change them. ``energy`` is how familiar the image
         looks, :mod:`~clapforget.posterior.familiarity`.
         """
-        scale = self._scale()
-        found = []
-        for part in v.split(batch_size):
-            said, values = self._predict(part)
-            found.append(replace(said, energy=scale(values).to(v.dtype)))
-        return Predictive.cat(found)
+        return Predictive.cat([self._predict(part) for part in v.split(batch_size)])
 
-    def _scale(self) -> Scale:
-        """Of the signs of familiarity, over learned samples; worked out once after each change."""
-        parts = self.parts
-        if self._scaled is None or self._scaled[0] is not parts:
-            v, _ = self.reservoir.sample(LEFT_OUT)
-            values = [self._predict(part)[1] for part in v[:, 0].split(1024) if len(part)]
-            none = torch.zeros(3, 0, dtype=self.sums.first.dtype, device=self.labels.device)
-            self._scaled = parts, Scale.of(torch.cat([none, *values], 1))
-        return self._scaled[1]
-
-    def _predict(self, v: Tensor) -> tuple[Predictive, Tensor]:
-        """The predictive, its energy that of one sign alone; and all signs [3, B]."""
-        phi = self.map(v)
+    def _predict(self, v: Tensor) -> Predictive:
+        phi, solution = self.map(v), self.solution
         counted = (self.sums.count > 0) & ~self.retired
         weights = torch.tensor([part.weight for part in self.parts], dtype=phi.dtype)
         weights = (weights / weights.sum()).to(phi.device)
@@ -221,10 +208,11 @@ class ExactHead(SumsHead):
             noise = normal_of(self.labels, draws, 2 * self.seed + number)[:, None]
             samples.append((mean + spread / part.temperature * noise).softmax(-1))
             logits.append(mean)
-        widest, u = max(zip(self.parts, white), key=lambda pair: pair[0].size)
+        widest = solution.widest
         drawn, scores = torch.cat(samples).to(v.dtype), torch.stack(logits)
-        density = widest.posterior.likeness(u, counted)
+        density = self.parts[widest].posterior.likeness(white[widest], counted)
         first = self.sums.first[counted, : self.width]
+        seen = signs(density, v, first, self.text[counted])
         return Predictive(
             probs=torch.einsum("k,kbc->bc", weights, scores.softmax(-1)).to(v.dtype),
             entropy=uncertainty.predictive_entropy(drawn),
@@ -232,9 +220,9 @@ class ExactHead(SumsHead):
             mutual_information=uncertainty.mutual_information(drawn),
             variance=uncertainty.variance(drawn),
             variance_of_entropy=uncertainty.variance_of_entropy(drawn),
-            energy=density,
+            energy=solution.scale(seen).to(v.dtype),
             logits=torch.einsum("k,kbc->bc", weights, scores).to(v.dtype),
-        ), signs(density, v, first, self.text[counted])
+        )
 
     @torch.no_grad()
     def nats(self) -> Tensor:

@@ -38,7 +38,7 @@ class ExactSettings:
     of classes that CLIP was trained on, it may have seen these very images, and their left-out
     scores flatter. ``all``: weigh them alike."""
     by_class: bool = False
-    """Keep second moments by class (C·D² numbers), so that a class can be deleted without data."""
+    """Keep second moments by class (C·D²/2 numbers), so that a class can be deleted without data."""
 
     def __post_init__(self) -> None:
         """:raises UserError: for numbers that make no sense."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from clapforget.posterior.sums import FeatureSums
+from clapforget.posterior.whitening import whiten
 
 __all__ = ["Regression", "fit_regression"]
 
@@ -40,8 +41,8 @@ class Regression:
     """a."""
 
     def whiten(self, phi: Tensor) -> Tensor:
-        """L⁻¹ φ of rows [n, D]."""
-        return torch.linalg.solve_triangular(self.factor, phi.T, upper=False).T
+        """L⁻¹ φ of rows [..., D]."""
+        return whiten(self.factor, phi)
 
     def scores(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of ``φ · w_c`` under the posterior. Of whitened rows [n, D] two
@@ -54,13 +55,14 @@ class Regression:
         rows [n, D], [n]"""
         return -(self.noise**2) * u.square().sum(1)
 
-    def left_out(self, phi: Tensor, columns: Tensor) -> Tensor:
-        """Scores of learned samples, each as if it had not been learned. [n, V, D] to [n, C]
+    def left_out(self, u: Tensor, columns: Tensor) -> Tensor:
+        """Scores of learned samples, each as if it had not been learned. Whitened, [n, V, D], to [n, C]
 
         ``y − (I − H)⁻¹ (y − ŷ)`` with ``H = Φ A⁻¹ Φᵀ / V`` over a sample's V views.
         """
-        target = torch.nn.functional.one_hot(columns, len(self.weight)).to(phi)
-        return target - left_out_error(self.factor, self.weight, phi, target)[:, 0]
+        target = torch.nn.functional.one_hot(columns, len(self.weight)).to(u)
+        fitted = u @ (self.weight @ self.factor).T
+        return target - left_out_error(u, target[:, None] - fitted)[:, 0]
 
     def nats(self) -> Tensor:
         """What the class's own images say of w_c, [C]: KL from the posterior in which they were no
@@ -68,14 +70,10 @@ class Regression:
         return 0.5 * self.whiten(self.first).square().sum(1) / self.noise**2
 
 
-def left_out_error(factor: Tensor, weight: Tensor, phi: Tensor, target: Tensor) -> Tensor:
-    """``(I − H)⁻¹ (y − φ w)`` of samples [n, V, D], targets [n, C]: [n, V, C]."""
-    n, views, size = phi.shape
-    flat = phi.reshape(-1, size)
-    u = torch.linalg.solve_triangular(factor, flat.T, upper=False).T.reshape(n, views, size)
-    leverage = u @ u.mT / views
-    error = target[:, None] - phi @ weight.T
-    return torch.linalg.solve(torch.eye(views).to(phi) - leverage, error)
+def left_out_error(u: Tensor, error: Tensor) -> Tensor:
+    """``(I − H)⁻¹ e`` of whitened samples [n, V, D] and their errors e [n, V, C]: [n, V, C]."""
+    views = u.shape[1]
+    return torch.linalg.solve(torch.eye(views).to(u) - u @ u.mT / views, error)
 
 
 def fit_regression(
@@ -99,13 +97,14 @@ def fit_regression(
     best: tuple[float, Regression] | None = None
     for value in grid if ridge is None else (ridge,):
         lam = value * max(1.0, float(sums.count.sum()) / 1000)
-        matrix = sums.second.clone()
+        matrix = sums.second_lower(sums.size)  # all that a Cholesky factorisation reads
         matrix.diagonal().add_(lam)
         factor = torch.linalg.cholesky(matrix)
         both = torch.cholesky_solve(torch.cat([sums.first, lam * direction]).T, factor).T
         own, prior = both.chunk(2)
-        error = left_out_error(factor, own, phi, target)[:, 0]
-        by_text = left_out_error(factor, prior, phi, torch.zeros_like(target))[:, 0]
+        u = whiten(factor, phi)
+        error = left_out_error(u, target[:, None] - phi @ own.T)[:, 0]
+        by_text = left_out_error(u, -phi @ prior.T)[:, 0]
         w = row_weight[:, None].to(error) * awake
         # error(a) = error + a · by_text, and by_text is minus what the text would add
         slope, loss = 1.0, (classes - 1) / classes**2

@@ -126,6 +126,6 @@ class RanPACHead(PointSumsHead):
         super().learn(v[check], labels[check], ids[check], tower)
 
     def solve(self) -> Tensor:
-        matrix = self.sums.second.clone()
+        matrix = self.sums.second
         matrix.diagonal().add_(float(self.ridge))
         return torch.linalg.solve(matrix, self.sums.first.T).T

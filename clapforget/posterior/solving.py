@@ -3,7 +3,7 @@ learned samples out in turn."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,18 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clapforget.posterior.discriminant import Discriminant, fit_discriminant, prior_means
+from clapforget.posterior.familiarity import Scale, signs
 from clapforget.posterior.regression import Regression, fit_regression
 from clapforget.posterior.temperature import best_temperature
 
 if TYPE_CHECKING:
     from clapforget.posterior.exact import ExactHead
 
-__all__ = ["LEFT_OUT", "Part", "solve"]
+__all__ = ["Part", "Solution", "solve"]
 
 _STRENGTHS = (1.0, 0.3, 3.0, 0.1, 10.0)
 _SPREADS = (0.3, 0.03, 3.0, 0.003)
-LEFT_OUT = 2000
-"""Learned samples that are left out in turn, at most."""
+_LEFT_OUT = 2000  # learned samples that are left out in turn, at most
 
 
 @dataclass
@@ -35,6 +35,21 @@ class Part:
     """How many of φ's entries it is on."""
     weight: float = 1.0
     """In the average of the parts."""
+
+
+@dataclass
+class Solution:
+    """What the sums say."""
+
+    parts: list[Part]
+    """Posteriors whose predictives are averaged."""
+    scale: Scale
+    """Of the signs of familiarity, over learned samples."""
+
+    @property
+    def widest(self) -> int:
+        """Which part is on most of φ: its density says how familiar an image looks."""
+        return max(range(len(self.parts)), key=lambda k: self.parts[k].size)
 
 
 @dataclass
@@ -51,8 +66,19 @@ class _Left:
         return _Left(self.phi[some], self.columns[some], self.weight[some])
 
 
+@dataclass
+class _Fitted:
+    """A part, and what it says of the left-out samples."""
+
+    part: Part
+    left: Tensor
+    """Whitened, [n, V, size]."""
+    probs: Tensor | None
+    """Its predictive of them [n, C], if there are any to leave out."""
+
+
 @torch.no_grad()
-def solve(head: ExactHead) -> list[Part]:
+def solve(head: ExactHead) -> Solution:
     """The posteriors whose predictives are averaged: of a regression one; of a discriminant on the
     image feature, on random features as well, and with a spherical covariance.
 
@@ -62,28 +88,45 @@ def solve(head: ExactHead) -> list[Part]:
 
     With nothing learned it is the regression's prior for both models, which is zero-shot CLIP.
     """
-    v, labels = head.reservoir.sample(LEFT_OUT)
+    v, labels = head.reservoir.sample(_LEFT_OUT)
     columns = head.columns(labels)
     left = _Left(head.map(v), columns, _ignorance(head, v, columns))
-    if head.settings.model == "regression" or not head.sums.count.any():
-        rows = left.phi, columns, left.weight
-        fitted = fit_regression(head.sums, head.text, ~head.retired, *rows, head.settings.ridge)
-        return [_part(head, fitted, head.map.size, left)[0]]
+    parts = _regression(head, left) if _no_discriminant(head) else _discriminant(head, left)
+    found = Solution([one.part for one in parts], Scale.of(left.phi.new_zeros(3, 0)))
+    if len(columns):
+        widest, counted = parts[found.widest], (head.sums.count > 0) & ~head.retired
+        density = widest.part.posterior.likeness(widest.left[:, 0], counted)
+        first = head.sums.first[counted, : head.width]
+        found.scale = Scale.of(signs(density, v[:, 0], first, head.text[counted]))
+    return found
+
+
+def _no_discriminant(head: ExactHead) -> bool:
+    return head.settings.model == "regression" or not head.sums.count.any()
+
+
+def _regression(head: ExactHead, left: _Left) -> list[_Fitted]:
+    rows = left.phi, left.columns, left.weight
+    fitted = fit_regression(head.sums, head.text, ~head.retired, *rows, head.settings.ridge)
+    return [_part(head, fitted, head.map.size, left)]
+
+
+def _discriminant(head: ExactHead, left: _Left) -> list[_Fitted]:
     prior = prior_means(head.sums, head.text)
     kappa0, psi = _hyper(head, prior, left)
 
-    def part(size: int, spherical: bool = False) -> tuple[Part, Tensor | None]:
+    def part(size: int, spherical: bool = False) -> _Fitted:
         fitted = fit_discriminant(head.sums, prior[:, :size], kappa0, psi, size, spherical)
         return _part(head, fitted, size, left)
 
-    full = [part(size) for size in dict.fromkeys((head.width, head.map.size))]
+    parts = [part(size) for size in dict.fromkeys((head.width, head.map.size))]
     weight = head.settings.spherical
     if weight is None:
-        weight = _error([probs for _, probs in full], left)
-    parts = [one for one, _ in full]
+        weight = _error([one.probs for one in parts], left)
     if weight > 0:
-        spherical, _ = part(head.width, spherical=True)
-        parts.append(replace(spherical, weight=weight))
+        spherical = part(head.width, spherical=True)
+        spherical.part.weight = weight
+        parts.append(spherical)
     return parts
 
 
@@ -102,20 +145,21 @@ def _can_leave_out(head: ExactHead, left: _Left) -> bool:
 
 
 def _scores(
-    head: ExactHead, posterior: Discriminant | Regression, phi: Tensor, columns: Tensor
+    head: ExactHead, posterior: Discriminant | Regression, white: Tensor, columns: Tensor
 ) -> Tensor:
-    return posterior.left_out(phi, columns).masked_fill(head.retired, -torch.inf)
+    return posterior.left_out(white, columns).masked_fill(head.retired, -torch.inf)
 
 
-def _part(
-    head: ExactHead, posterior: Discriminant | Regression, size: int, left: _Left
-) -> tuple[Part, Tensor | None]:
-    """A posterior with its temperature, and its predictive of left-out samples [n, C] if any."""
+def _part(head: ExactHead, posterior: Discriminant | Regression, size: int, left: _Left) -> _Fitted:
+    """A posterior with its temperature."""
+    white = posterior.whiten(left.phi[..., :size])
     if not _can_leave_out(head, left):
-        return Part(posterior, _temperature_without_data(posterior, head.scale), size), None
-    scores = _scores(head, posterior, left.phi[..., :size], left.columns)
+        temperature = _temperature_without_data(posterior, head.scale)
+        return _Fitted(Part(posterior, temperature, size), white, None)
+    scores = _scores(head, posterior, white, left.columns)
     temperature = best_temperature(scores, left.columns, left.weight, doubt=1.0)
-    return Part(posterior, temperature, size), (scores / temperature).softmax(-1)
+    probs = (scores / temperature).softmax(-1)
+    return _Fitted(Part(posterior, temperature, size), white, probs)
 
 
 def _temperature_without_data(posterior: Discriminant | Regression, scale: float) -> float:
@@ -141,7 +185,7 @@ def _hyper(head: ExactHead, prior: Tensor, left: _Left) -> tuple[float, float]:
 
     def loss(kappa0: float, psi: float) -> float:
         fitted = fit_discriminant(head.sums, prior, kappa0, psi, size)
-        scores = _scores(head, fitted, phi, left.columns)
+        scores = _scores(head, fitted, fitted.whiten(phi), left.columns)
         temperature = best_temperature(scores, left.columns, left.weight, doubt=1.0)
         wrong = F.cross_entropy(scores / temperature, left.columns, reduction="none")
         return float((left.weight * wrong).sum())

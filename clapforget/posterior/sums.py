@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from clapforget.errors import UserError
+from clapforget.posterior import packed
 
 __all__ = ["FeatureSums"]
-
-_ROWS = 256  # of a symmetric matrix, added to at once
 
 
 class FeatureSums(nn.Module):
@@ -17,13 +16,14 @@ class FeatureSums(nn.Module):
 
     Of an image with several views each view counts one over their number. Columns are those of the
     head. With ``by_class`` the second moments are kept by class as well, so that a class can be
-    deleted without its data, for C·D² numbers more.
+    deleted without its data, for C·D²/2 numbers more. Second moments are held packed
+    (:mod:`~clapforget.posterior.packed`), a triangle each.
     """
 
     count: Tensor
     first: Tensor
-    second: Tensor
-    class_second: Tensor
+    packed: Tensor
+    class_packed: Tensor
     carried: Tensor
     """Classes whose sums were carried over from another image tower, or made again from exemplars, [C]:
     they are no longer sums over the images learned, which can't be subtracted from them."""
@@ -35,14 +35,30 @@ class FeatureSums(nn.Module):
         double = torch.float64
         self.register_buffer("count", torch.zeros(0, dtype=double))
         self.register_buffer("first", torch.zeros(0, size, dtype=double))
-        self.register_buffer("second", torch.zeros(size, size, dtype=double))
+        shape = packed.packed_shape(size)
+        self.register_buffer("packed", torch.zeros(shape, dtype=double))
         self.register_buffer("carried", torch.zeros(0, dtype=torch.bool))
-        rows = size if by_class else 0
-        self.register_buffer("class_second", torch.zeros(0, rows, rows, dtype=double))
+        by = shape if by_class else (0, 0)
+        self.register_buffer("class_packed", torch.zeros(0, *by, dtype=double))
+
+    @property
+    def second(self) -> Tensor:
+        """``Σ φ φᵀ`` [D, D], made anew at each call."""
+        return packed.symmetric(self.packed, self.size)
+
+    @property
+    def class_second(self) -> Tensor:
+        """``Σ_c φ φᵀ`` [C, D, D], made anew at each call; only with ``by_class``."""
+        assert self.by_class, "second moments are not kept by class"
+        return packed.symmetric(self.class_packed, self.size)
+
+    def second_lower(self, leading: int) -> Tensor:
+        """The lower triangle of the leading [n, n] of ``Σ φ φᵀ``, zero above it, made anew."""
+        return packed.lower_triangle(self.packed, self.size, leading)
 
     def resize(self, kept: Tensor, new: int) -> None:
         """Keep some columns, in order, and append empty ones."""
-        for name in ("count", "first", "class_second", "carried"):
+        for name in ("count", "first", "class_packed", "carried"):
             old = getattr(self, name)
             empty = old.new_zeros(new, *old.shape[1:])
             setattr(self, name, torch.cat([old[kept], empty]))
@@ -56,16 +72,18 @@ class FeatureSums(nn.Module):
         self.count.index_add_(0, columns, phi.new_full((len(phi),), sign))
         self.first.index_add_(0, columns, phi.sum(1) * share)
         flat = phi.flatten(0, 1)
-        for start in range(0, self.size, _ROWS):  # the upper triangle, then its mirror image
-            rows, rest = slice(start, start + _ROWS), slice(start, None)
-            self.second[rows, rest].addmm_(flat[:, rows].T, flat[:, rest], alpha=share)
-        for start in range(0, self.size, _ROWS):
-            rows, below = slice(start, start + _ROWS), slice(start + _ROWS, None)
-            self.second[below, rows] = self.second[rows, below].T
+        packed.add_products(self.packed, flat, share)
         if self.by_class:
             for column in columns.unique().tolist():
                 own = phi[columns == column].flatten(0, 1)
-                self.class_second[column].addmm_(own.T, own, alpha=share)
+                packed.add_products(self.class_packed[column], own, share)
+
+    def transform(self, matrix: Tensor) -> None:
+        """Make the sums those of ``φ M``. :param matrix: M [D, D]."""
+        self.first = self.first @ matrix
+        packed.write_packed(self.packed, matrix.T @ self.second @ matrix)
+        if self.by_class:
+            packed.write_packed(self.class_packed, matrix.T @ self.class_second @ matrix)
 
     def delete_class(self, column: int) -> None:
         """Delete a class without its data.
@@ -77,17 +95,17 @@ class FeatureSums(nn.Module):
                 "a class can't be deleted exactly without all the images it was learned from",
                 "give them with the request, or learn with --set exact.by_class=true",
             )
-        self.second -= self.class_second[column]
+        self.packed -= self.class_packed[column]
         self.clear(column)
 
     def clear(self, column: int) -> None:
         """Zero a column whose samples were all subtracted: no rounding of theirs stays."""
-        for part in (self.count, self.first, self.class_second, self.carried):
+        for part in (self.count, self.first, self.class_packed, self.carried):
             part[column] = 0
         if not self.count.any():
-            self.second.zero_()
+            self.packed.zero_()
 
     def empty(self) -> None:
         """Forget everything; the columns stay."""
-        for part in (self.count, self.first, self.second, self.class_second, self.carried):
+        for part in (self.count, self.first, self.packed, self.class_packed, self.carried):
             part.zero_()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,8 +13,8 @@ __all__ = ["best_temperature"]
 def best_temperature(
     logits: Tensor, y: Tensor, weight: Tensor | None = None, doubt: float = 0.0
 ) -> float:
-    """The T > 0 that minimises ``Σ w_i CE(logits_i / T, y_i)``, by Newton's method on 1/T, in
-    which the objective is convex (Guo et al., ICML 2017).
+    """The T > 0 that minimises ``Σ w_i CE(logits_i / T, y_i)``, by Newton's method on log 1/T; in
+    1/T the objective is convex (Guo et al., ICML 2017).
 
     :param logits: left-out logits [n, C]; ``-inf`` for classes that take no part.
     :param y: true column of each row [n]. :param weight: of each row [n].
@@ -41,13 +43,16 @@ def best_temperature(
         return 1 / low
     if slope(high)[0] <= 0:
         return 1 / high
-    beta = 1 / spread
-    for _ in range(100):  # Newton, kept inside a bracket that halves where it would leave it
+    beta = 20 / spread
+    for _ in range(
+        100
+    ):  # Newton in log β, kept inside a bracket that halves where it would leave it
         first, second = slope(beta)
         low, high = (beta, high) if first < 0 else (low, beta)
-        step = beta - first / second if second > 0 else high
-        new = step if low < step < high else (low * high) ** 0.5
-        if abs(new - beta) < 1e-13 * beta:
+        old, step = beta, min(-first / (beta * second), 20.0) if second > 0 else 20.0
+        beta = old * math.exp(step)
+        if not low < beta < high:
+            beta = (low * high) ** 0.5
+        if abs(beta - old) < 1e-10 * old:  # the last step squares it
             break
-        beta = new
     return 1 / beta

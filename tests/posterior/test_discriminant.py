@@ -89,7 +89,7 @@ def test_scores_are_student_t_log_densities(empty: bool) -> None:
 def test_left_out_scores_are_those_of_a_posterior_without_the_sample(views: int, each: int) -> None:
     world = make_world(views=views, each=each)
     found = fit(world)
-    left = found.left_out(world.v, world.labels)
+    left = found.left_out(found.whiten(world.v), world.labels)
     for i in range(0, len(world.v), 3):
         sums = make_sums(world)
         sums.add(world.v[i : i + 1], world.labels[i : i + 1], -1.0)

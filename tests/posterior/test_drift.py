@@ -44,7 +44,7 @@ def test_a_rotation_is_recovered_from_exemplars(model: str, by_class: bool, view
     twin.retire([2])
     twin._solved = None
     assert_same_posterior(head, twin, 1e-6)
-    torch.testing.assert_close(head.sums.class_second, twin.sums.class_second, atol=1e-6, rtol=0)
+    torch.testing.assert_close(head.sums.class_packed, twin.sums.class_packed, atol=1e-6, rtol=0)
 
 
 def noisy(world: World, size: float) -> Tensor:

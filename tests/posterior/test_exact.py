@@ -330,7 +330,9 @@ def test_nothing_of_a_deleted_class_stays_in_the_state(by_class: bool) -> None:
     assert 2 not in head.reservoir.labels and 2 not in head.reservoir.limit_labels
     column = head.columns([2])[0]
     assert head.sums.count[column] == 0
-    assert not head.sums.first[column].any() and not head.sums.class_second[column].any()
+    assert (
+        not head.sums.first[column].any() and not head.sums.class_packed[column : column + 1].any()
+    )
     # and along the class's own mean, the sums over all classes are those of the others
     rest = world.v[world.rows([0, 1, 3, 4]), 0]
     torch.testing.assert_close(head.sums.second, rest.T @ rest, atol=1e-12, rtol=0)

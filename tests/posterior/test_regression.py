@@ -66,7 +66,7 @@ def test_it_is_bayesian_linear_regression_around_the_text() -> None:
 def test_left_out_scores_are_those_of_a_posterior_without_the_sample(views: int) -> None:
     world = make_world(views=views, each=8)
     found = fit(world)
-    left = found.left_out(world.v, world.labels)
+    left = found.left_out(found.whiten(world.v), world.labels)
     for i in range(0, len(world.v), 3):
         torch.testing.assert_close(left[i], brute(world, found, i), atol=1e-9, rtol=1e-9)
 
@@ -119,7 +119,7 @@ def test_columns_that_are_asleep_change_nothing_of_the_others() -> None:
     found = fit(world, sums, awake=asleep, **part)
     other = make_sums(world)
     other.resize(asleep, 0)
-    other.second = sums.second
+    other.packed = sums.packed
     world.text = world.text[asleep]
     part["columns"] = (asleep.cumsum(0) - 1)[part["columns"]]
     twin = fit(world, other, awake=torch.ones(4, dtype=torch.bool), **part)

@@ -52,7 +52,7 @@ def test_a_class_can_go_without_its_data_if_its_moments_are_kept() -> None:
     other.add(world.v[own], world.labels[own], -1.0)
     for name, value in other.named_buffers():
         torch.testing.assert_close(getattr(sums, name), value, atol=1e-13, rtol=0)
-    assert not sums.first[3].any() and not sums.class_second[3].any()
+    assert not sums.first[3].any() and not sums.class_packed[3].any()
     with pytest.raises(UserError, match=r"exact\.by_class=true"):
         make_sums(world).delete_class(3)
 

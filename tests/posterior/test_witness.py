@@ -48,5 +48,5 @@ def test_means_covariance_and_temperature_are_looked_at_beside_answers() -> None
         (2e-3, replace(right, posterior=replace(posterior, factor=posterior.factor * (1 + 1e-3)))),
         (1e-3, replace(right, temperature=right.temperature * (1 + 1e-3))),
     ):
-        head._solved = [part, *head.parts[1:]]
+        head._solved = replace(head.solution, parts=[part, *head.parts[1:]])
         assert refit_difference(head, *data) == pytest.approx(size, rel=1e-3)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clapforget import Clip
+from clapforget.posterior import packed
 from clapforget.posterior.exact import ExactSettings
 from clapforget.scenarios import ImageData, stream
 from clapforget.strategies import ClapForget
@@ -71,7 +72,7 @@ def test_its_certificate_tells_a_head_that_still_holds_something(
     strategy.certifier = Certifier("quick")
     head = strategy.model.head
     phi = head.map(strategy.cache(data.train, data.rows("train", [1])[:1]))
-    head.sums.second += phi.T @ phi
+    packed.add_products(head.sums.packed, phi, 1.0)
     strategy.train(request)
     (certificate,) = strategy.certificates
     found = certificate.evidence_by_name("posterior_refit_difference")
