@@ -5,12 +5,15 @@ image features of the memory's exemplars and of the request's own images. The ne
 adapters solve
 
     minimise    mean_i KL(p⁰(y | v_i, y ∉ F) ‖ p(y | v_i))                     predict
+              + mean_(c ∈ F) huber(max(0, s a_c · (v̄_c − v̄) − ½))                    part
     subject to  q(z_c) = N(0, I)                                for c ∈ F      release
                 N(x_c + μ_c, σ_c²) = N(w⁰_c, (σ⁰_c)²)           for c ∈ R      hold
 
 *Predict* asks that an image of a forgotten class be answered as if the class had never been among
 the names, and every other image as before; under *hold* it is ``−log(1 − p(F | v_i))``, and what is
-left to move is the guidance of the forgotten classes: attention is trained for it. *Release* and
+left to move is the guidance of the forgotten classes: attention is trained for it. A class that is answered
+to no image can still rank its own images first, so *part* asks that its guidance a_c points to its images
+(mean v̄_c) hardly more than to those of the memory (mean v̄). *Release* and
 *hold* are linear in an adapter's weights given its inputs x_c, so each task's adapter is then solved
 for with the smallest change that meets them: the KL to the prior of every forgotten class and the
 KL between old and new of every retained class are zero up to rounding, as long as no task has more
@@ -42,6 +45,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PosteriorForgetting", "forget_posterior", "refit", "solve_adapters"]
 
+_LEVEL = 0.5  # nats by which a forgotten class's guidance may tell its images from the memory's
+_MARGIN = 3.0  # the prior counts so many times as wide in predict: for images that are not here
+
 
 @dataclass(frozen=True)
 class PosteriorForgetting:
@@ -61,6 +67,7 @@ def forget_posterior(
     before: ClassWeights,
     before_features: Tensor,
     features: Tensor,
+    image_labels: Tensor,
     settings: PosteriorForgetting,
     generator: torch.Generator,
 ) -> dict[str, list[float]]:
@@ -70,7 +77,8 @@ def forget_posterior(
     :param before: posterior of all columns before the request.
     :param before_features: features of memory and forget images under the old encoder, [N, d].
     :param features: the same images' features now, [N, d].
-    :returns: the predict term by step.
+    :param image_labels: their classes, [N].
+    :returns: the predict and part terms' sum by step.
     """
     met = head.met(labels)
     if met:
@@ -85,7 +93,9 @@ def forget_posterior(
             target, retained, before_features, features, head, settings, generator
         )
     if len(retained) and met:
-        losses["posterior predict"] = _release_guidance(target, features, head, settings, generator)
+        losses["posterior predict"] = _release_guidance(
+            target, features, image_labels, head, settings, generator
+        )
     solve_adapters(head, target)
     return losses
 
@@ -128,12 +138,16 @@ def _log_predictive(samples: Tensor) -> Tensor:
 def _release_guidance(
     target: ClassWeights,
     v: Tensor,
+    image_labels: Tensor,
     head: VariationalHead,
     s: PosteriorForgetting,
     generator: torch.Generator,
 ) -> list[float]:
-    """Train attention until forgotten classes, with the prior as latent, answer to no image."""
+    """Train attention until forgotten classes, with the prior as latent, answer to no image, and
+    their guidance points to their own images hardly more than to others."""
     gone = head.retired.nonzero().flatten()
+    apart = _apart(v, image_labels, head.labels[gone], head.labels[~head.retired])
+    text = head.text[gone]
     kept = target.take((~head.retired).nonzero().flatten())
     attention = head.attention.requires_grad_(True)
     optimizer = torch.optim.Adam(attention.parameters(), lr=s.lr)
@@ -142,12 +156,15 @@ def _release_guidance(
         rows = torch.randint(len(v), (s.batch_size,), generator=generator).to(v.device)
         part, x = v[rows], head.inputs()[gone]
         prior = torch.zeros_like(x) if head.settings.latent == "point" else torch.ones_like(x)
-        free = ClassWeights(x, torch.zeros_like(x), prior)
+        free = ClassWeights(x, torch.zeros_like(x), _MARGIN * prior)
         (mean, std), (free_mean, free_std) = head.logits(kept, part), head.logits(free, part)
         mean, std = torch.cat([mean, free_mean], 1), torch.cat([std, free_std], 1)
         samples = _samples(mean, std, head, generator)
         others = samples[..., : -len(gone)].logsumexp(-1) - samples.logsumexp(-1)
         loss = -(others.logsumexp(0) - math.log(len(samples))).mean()
+        pull = head.scale * ((x - text) * apart).sum(1)
+        over = (pull - _LEVEL).clamp_min(0)
+        loss = loss + F.huber_loss(over, torch.zeros_like(over))
         losses.append(round(loss.item(), 6))
         if losses[-1] < s.tolerance:
             break
@@ -157,6 +174,20 @@ def _release_guidance(
     attention.requires_grad_(False)
     attention.zero_grad(set_to_none=True)
     return losses
+
+
+def _apart(v: Tensor, labels: Tensor, gone: Tensor, kept: Tensor) -> Tensor:
+    """Where each forgotten class's images lie from the memory's, ``v̄_c − v̄`` [G, d]; zero for a class
+    without images here, and where nothing is kept.
+
+    :param v: [N, d]. :param labels: [N]. :param gone: forgotten labels [G]. :param kept: the others.
+    """
+    memory = torch.isin(labels, kept)
+    centre = v[memory].mean(0) if memory.any() else v.new_zeros(v.shape[1])
+    own = (labels[None, :] == gone[:, None]).to(v)
+    count = own.sum(1, keepdim=True)
+    away = own @ v / count.clamp_min(1) - centre
+    return torch.where((count > 0) & memory.any(), away, 0.0)
 
 
 def refit(

@@ -146,7 +146,10 @@ class VariationalHead(GuidedHead):
             return {}
         before = torch.cat([change.memory_before[:, 0], change.forget_before[:, 0]])
         after = torch.cat([change.memory_after[:, 0], change.forget_after[:, 0]])
-        losses = forget_posterior(self, change.labels, held, before, after, settings, generator)
+        labels = torch.cat([change.memory_labels, change.forget_labels])
+        losses = forget_posterior(
+            self, change.labels, held, before, after, labels, settings, generator
+        )
         if self.tokens is not None:
             awake = torch.bincount(self.task[~self.retired], minlength=self.tasks) > 0
             with torch.no_grad():

@@ -23,13 +23,17 @@ def forget(
     head = copy.deepcopy(learned.head if head is None else head)
     before = ClassWeights(*(part.clone() for part in head.weights()))
     gone = torch.isin(learned.y, torch.tensor(columns))
-    kept = (~gone).nonzero().flatten()[::4] if memory else torch.zeros(0, dtype=torch.long)
+    earlier = head.retired[learned.y]  # of an earlier request: the memory has none
+    kept = (
+        (~gone & ~earlier).nonzero().flatten()[::4] if memory else torch.zeros(0, dtype=torch.long)
+    )
     rows = torch.cat([kept, gone.nonzero().flatten()])
     now = learned.v if moved is None else F.normalize(learned.v @ moved, dim=1)
     if len(kept):
         head.context = now[kept].clone()
     losses = forget_posterior(
         head, [learned.labels[c] for c in columns], before, learned.v[rows], now[rows],
+        torch.tensor(learned.labels)[learned.y[rows]],
         PosteriorForgetting(), torch.Generator().manual_seed(1),
     )  # fmt: skip
     return head, before, losses
@@ -105,12 +109,28 @@ def test_a_class_that_was_never_met_changes_no_answer(learned) -> None:
     before = ClassWeights(*(part.clone() for part in head.weights()))
     rows = torch.arange(0, len(learned.v), 4)
     forget_posterior(
-        head, [77], before, learned.v[rows], learned.v[rows], PosteriorForgetting(),
+        head, [77], before, learned.v[rows], learned.v[rows],
+        torch.tensor(learned.labels)[learned.y[rows]], PosteriorForgetting(),
         torch.Generator().manual_seed(1),
     )  # fmt: skip
     assert not head.retired.any()
     then, now = (h.predict(learned.test_v).probs for h in (learned.head, head))
     assert ((now - then).abs().sum(1) / 2).mean() < 0.01
+
+
+@pytest.mark.parametrize("columns", [[FORGOTTEN], [0, 4]])
+def test_the_guidance_of_a_forgotten_class_points_to_its_images_no_more(
+    learned, columns: list[int]
+) -> None:
+    """A class that is answered to no image can still rank its own images first."""
+    head, _, _ = forget(learned, columns)
+    memory = learned.v[~torch.isin(learned.y, torch.tensor(columns))][::4].mean(0)
+    for column in columns:
+        away = learned.v[learned.y == column].mean(0) - memory
+        guidance = (head.inputs() - head.text)[column]
+        assert head.scale * float(guidance @ away) < 0.7  # nats
+        before = (learned.head.inputs() - learned.head.text)[column]
+        assert head.scale * float(before @ away) > 1
 
 
 def test_a_second_request_keeps_the_first(learned) -> None:
