@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clapforget.posterior.exact import ExactHead
 from clapforget.strategies.certify import Certifier, noted, package_versions
 from clapforget.strategies.certify_material import request_views
 from clapforget.strategies.refit import refit_evidence, refit_words
-from clapforget.verify import Certificate, Observation, Views, observe
+from clapforget.strategies.sample_shadows import shadow_evidence
+from clapforget.verify import Certificate, Evidence, Observation, Views, observe
 from clapforget.verify.certificate import score_quantiles
 from clapforget.verify.observe import ViewObservation
 from clapforget.verify.samples import judge_samples, sample_evidence
@@ -32,6 +35,8 @@ class _Seen:
 
     observation: Observation
     weights: dict[str, str]
+    head: Any = None
+    """A copy of it, for shadows; gone with this."""
 
 
 class SampleCertifier(Certifier):
@@ -75,7 +80,8 @@ class SampleCertifier(Certifier):
             seen.views = {**own.views, **seen.views}
         if experience.request.pairs and (pairs := _look_at_pairs(strategy, experience)):
             seen.views["pairs"] = pairs
-        return _Seen(seen, self._hashes(strategy))
+        shadows = self.level == "full" and isinstance(head, ExactHead)
+        return _Seen(seen, self._hashes(strategy), copy.deepcopy(head) if shadows else None)
 
     def certify(
         self, strategy: Any, experience: Any, before: Any, after: Any, sample_ids: Tensor,
@@ -89,6 +95,10 @@ class SampleCertifier(Certifier):
         evidence += refit_evidence(strategy, experience, forgetting)
         kept = forgetting.get("not_removed", "")
         judgement = judge_samples(evidence, bool(forgetting.get("in_clip")), kept)
+        shadows, why = self._shadows(strategy, experience, before, sample_ids, forgetting)
+        evidence += shadows
+        if why:
+            judgement.not_tested.append(f"membership of single samples by shadow models ({why})")
         if done := forgetting.get("nothing_to_do"):
             judgement = Judgement(
                 "inconclusive", f"0: nothing to do: {done}", "no sample was left to look at",
@@ -111,6 +121,16 @@ class SampleCertifier(Certifier):
             reference="test images of the samples' classes",
             scores=score_quantiles(before.observation, after.observation), text=words,
         )  # fmt: skip
+
+    def _shadows(
+        self, strategy: Any, experience: Any, before: Any, rows: Tensor, forgetting: dict[str, Any]
+    ) -> tuple[list[Evidence], str]:
+        if self.level != "full":
+            return [], "the quick level leaves it out"
+        if forgetting.get("nothing_to_do") or experience.request.pairs:
+            return [], "not for pairs, nor where nothing was to be done"
+        towers = forgetting.get("towers", [])
+        return shadow_evidence(strategy, experience, before.head, towers, rows)
 
 
 @torch.no_grad()

@@ -133,7 +133,7 @@ class ClapForget(RequestLearning):
 
     def _certifier_for(self, experience: Any) -> Certifier | None:
         if self.certifier and experience.by_sample:
-            return SampleCertifier()
+            return SampleCertifier(self.certifier.level)
         return self.certifier
 
     def _carry_out(self, experience: Any) -> dict[str, Any]:

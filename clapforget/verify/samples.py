@@ -19,6 +19,7 @@ view ``forget``. The rules, in order:
 6. **forgotten**.
 
 What no score told apart before the request either is weak evidence, and the weakest point says so.
+Membership by shadow heads (:mod:`~clapforget.verify.shadow_heads`) stands beside, not judged.
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ def judge_samples(
     )
     if not_removed:
         claim += f". Not removed: {not_removed}"
-    untested = ["membership of single samples by shadow models", "rounding of the weights"]
+    untested = ["rounding of the weights"]
 
     def say(verdict: str, rule: str, weakest: str) -> Judgement:
         return Judgement(verdict, rule, weakest, claim, untested)
