@@ -87,7 +87,7 @@ class Certifier:
         :param sample_ids: of the request's images [n]. :param forgetting: the forgetter's notes.
         """
         m = request_material(experience, before.views, strategy.request_seed)
-        found = self._examine(before.subject, after.subject, m, strategy.request_seed)
+        found = self.examine(before.subject, after.subject, m, strategy.request_seed)
         found.evidence += refit_evidence(strategy, experience, forgetting)
         certificate = certificate_of(
             found, m, experience.request.title, before.subject.clip, after.subject.clip,
@@ -101,7 +101,8 @@ class Certifier:
         certificate.text = _plain(certificate, forgetting)
         return certificate
 
-    def _examine(self, before: Subject, after: Subject, m: Material, seed: int) -> Examination:
+    def examine(self, before: Subject, after: Subject, m: Material, seed: int) -> Examination:
+        """Evidence and verdict of two states, at the level that makes sense for them."""
         if "retain" not in m.test:
             judgement = Judgement(
                 "inconclusive", "0: nothing is kept", "no other class has a test image", "nothing",

@@ -41,11 +41,16 @@ class ClipClassifier(nn.Module):
     def _texts(self) -> Tensor:
         return self.clip.class_features(self.class_names, self.templates)
 
+    @property
+    def weights(self) -> Tensor:
+        """w [C, d]."""
+        return F.normalize(self.text + self.delta, dim=-1)
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, C] of images [B, 3, h, w] in [0, 1]."""
         with torch.no_grad():
             v = self.clip.encode_image(x)
-        return self.clip.scale.detach() * v @ F.normalize(self.text + self.delta, dim=-1).T
+        return self.clip.scale.detach() * v @ self.weights.T
 
     @torch.no_grad()
     def forget(self, clip: Clip, labels: Iterable[int]) -> None:

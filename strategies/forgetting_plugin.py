@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from avalanche.core import BaseSGDPlugin, SupervisedPlugin
@@ -15,9 +15,12 @@ from avalanche.training.templates.base_sgd import PeriodicEval
 
 from clapforget.errors import UserError
 from clapforget.strategies.buffer import UncertaintyBuffer
+from clapforget.strategies.certify_plugin import ClassifierCertifier
 from clapforget.strategies.classifier import ClipClassifier
 from clapforget.strategies.forget_task import caption_pairs
 from clapforget.unlearn.base import ForgetTask, Forgetter, Pairs, make_forgetter
+from clapforget.verify import Certificate
+from clapforget.verify.rules import Claim
 
 __all__ = ["ForgettingPlugin", "forget_in_buffer"]
 
@@ -35,6 +38,9 @@ class ForgettingPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
     classifier of other classes. :attr:`done` says so of each request. A request of what is gone
     already changes nothing, and says that.
 
+    A request by class ends in a certificate (:attr:`certificates`), by the witnesses and rules of
+    ``clapforget verify``.
+
     Stands last among ``plugins``. Plugins that keep something of a task when it ends (importances,
     teachers) would take the request for a task and are refused.
     """
@@ -44,9 +50,14 @@ class ForgettingPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         forgetter: str | Forgetter = "cliperase",
         retain_set: Pairs | None = None,
         seed: int = 0,
+        certify: Literal["full", "quick", False] = "full",
+        claim: Claim = "association",
     ) -> None:
         """:param forgetter: a registered name, ``"name:preset"``, or a forgetter.
         :param retain_set: data to retain on, in place of the replay memories.
+        :param certify: the level at which requests by class are examined, or no certificates.
+        :param claim: ``association``, or that the image tower holds the class no longer (``knowledge``).
+        :raises UserError: for an unknown forgetter, level or claim.
         """
         super().__init__()
         self.forgetter = make_forgetter(forgetter) if isinstance(forgetter, str) else forgetter
@@ -54,6 +65,8 @@ class ForgettingPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         self.seed = seed
         self.done: list[dict[str, Any]] = []
         """What each forget request came to."""
+        self.certifier = ClassifierCertifier(certify, claim) if certify else None
+        self.certificates: list[Certificate] = []
         self._silenced: list[Any] = []
 
     def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
@@ -105,6 +118,10 @@ class ForgettingPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         notes: dict[str, Any] = {"request": experience.request.title, "exemplars_deleted": deleted}
         if done := experience.nothing_to_do:
             return notes | {"steps": 0, "nothing_to_do": done}
+        certifier = self.certifier if labels and ids else None
+        if certifier:
+            held = [int(y) for policy in policies for y in policy.buffer.targets]
+            views, before = certifier.views(experience, sorted(set(held))), certifier.look(model)
         changed, steps = model.clip, 0
         if (labels or experience.request.pairs) and ids:
             result = self.forgetter.unlearn(changed, self._task(strategy, experience, policies))
@@ -112,7 +129,17 @@ class ForgettingPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         model.forget(changed, labels or set(experience.dataset.targets))
         strategy.optimizer.state.clear()
         what = "what the samples taught the classifier of other classes"
-        return notes | {"steps": steps, "not_removed": what}
+        notes |= {"steps": steps, "not_removed": what}
+        if certifier:
+            event, after = strategy.clock.train_exp_counter, certifier.look(model)
+            seed = self._seed(event)
+            self.certificates.append(
+                certifier.certify(experience, views, before, after, notes, event, seed)
+            )
+        return notes
+
+    def _seed(self, event: int) -> int:
+        return self.seed * 1_000_003 + event
 
     def _task(self, strategy: Any, experience: Any, policies: list[Any]) -> ForgetTask:
         """Images with their class's name; of a request by pairs with their captions."""
@@ -128,7 +155,7 @@ class ForgettingPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
             forget, self.retain_set or _held(policies, data, by_pair),
             ["{}"] if by_pair else templates,
             [templates[0].format(word) for word in words] if by_pair else words,
-            seed=self.seed * 1_000_003 + strategy.clock.train_exp_counter,
+            seed=self._seed(strategy.clock.train_exp_counter),
         )  # fmt: skip
 
 

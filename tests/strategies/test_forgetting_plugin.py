@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import jsonschema
 import pytest
 import torch
 from avalanche.training.plugins import EvaluationPlugin, EWCPlugin, ReplayPlugin
@@ -20,6 +23,7 @@ from clapforget.strategies import UncertaintyBuffer
 from clapforget.strategies.classifier import ClipClassifier
 from clapforget.strategies.forgetting_plugin import ForgettingPlugin, forget_in_buffer
 from clapforget.unlearn import ForgetTask, Forgetter, Unlearned, make_forgetter
+from clapforget.verify import schema
 
 QUICK = {"steps": 60, "vocabulary_batch": 48, "retain_batch": 32}
 
@@ -41,7 +45,7 @@ def accuracy(strategy: Naive, data: ImageData, label: int) -> float:
 
 def test_a_class_leaves_replay_classifier_and_clip(clip: Clip, data: ImageData) -> None:
     replay = ReplayPlugin(40, storage_policy=ClassBalancedBuffer(40, adaptive_size=True))
-    plugin = ForgettingPlugin(make_forgetter("cliperase", QUICK))
+    plugin = ForgettingPlugin(make_forgetter("cliperase", QUICK), certify="quick")
     strategy = naive(clip, data, [replay, plugin])
     learn, forget, later = stream(data, "L0-3 F1 L4,5").train_stream
     strategy.train(learn)
@@ -59,6 +63,15 @@ def test_a_class_leaves_replay_classifier_and_clip(clip: Clip, data: ImageData) 
     assert not strategy.optimizer.state
     assert plugin.done[0]["exemplars_deleted"] == 10
     assert strategy.clock.train_exp_counter == 2
+    (certificate,) = plugin.certificates
+    assert certificate.request == {"text": "F1", "classes": [1], "names": [data.class_names[1]]}
+    assert certificate.event == 1
+    assert certificate.evidence_by_name("answers").value == 0.0  # type: ignore[union-attr]
+    assert certificate.evidence_by_name("answers").before > 0.9  # type: ignore[union-attr,operator]
+    assert certificate.weights["before"]["text"] != certificate.weights["after"]["text"]
+    assert certificate.verdict in ("forgotten", "inconclusive"), certificate.weakest
+    assert any("not removed" in line for line in certificate.not_tested)
+    jsonschema.validate(json.loads(json.dumps(certificate.to_dict())), schema())
     strategy.train(later)
     assert set(replay.storage_policy.buffer.targets) == {0, 2, 3, 4, 5}
     assert accuracy(strategy, data, 1) == 0
@@ -101,7 +114,7 @@ def test_every_common_buffer_forgets_and_goes_on(kind: type, data: ImageData) ->
 @pytest.mark.parametrize("again", ["F1", "F@1"])
 def test_what_is_gone_already_is_said_to_be(clip: Clip, data: ImageData, again: str) -> None:
     replay = ReplayPlugin(20, storage_policy=UncertaintyBuffer(20, "random"))
-    plugin = ForgettingPlugin("stranger")
+    plugin = ForgettingPlugin("stranger", certify=False)
     strategy = naive(clip, data, [replay, plugin])
     *before, last = stream(data, f"L0-3 {again} {again}").train_stream
     for experience in before:
@@ -125,7 +138,7 @@ def test_pairs_leave_clip_with_their_captions(clip: Clip, data: ImageData) -> No
             return make_forgetter("stranger").unlearn(clip, task)
 
     replay = ReplayPlugin(20, storage_policy=UncertaintyBuffer(20, "random"))
-    strategy = naive(clip, data, [replay, ForgettingPlugin(Watched())])
+    strategy = naive(clip, data, [replay, ForgettingPlugin(Watched(), certify=False)])
     name = data.class_names[1]
     learn, forget = stream(data, f'L0-3 F"{name}"').train_stream
     strategy.train(learn)
@@ -155,3 +168,15 @@ def test_an_untrained_classifier_is_zero_shot_clip(clip: Clip, data: ImageData) 
     expected = clip.scale * clip.encode_image(images) @ text.T
     model = ClipClassifier(clip, data.class_names, data.templates)
     assert torch.allclose(model(images), expected, atol=1e-4)
+
+
+def test_a_classifier_that_only_hides_the_class_is_found_out(clip: Clip, data: ImageData) -> None:
+    """The classifier's own vector is taken away; CLIP, which knew the class, is as it was."""
+    plugin = ForgettingPlugin(make_forgetter("nothing"), certify="quick")
+    strategy = naive(
+        clip, data, [ReplayPlugin(40, storage_policy=UncertaintyBuffer(40, "random")), plugin]
+    )
+    learn, forget = stream(data, "L0-5 F1").train_stream
+    strategy.train(learn)
+    strategy.train(forget)
+    assert plugin.certificates[0].verdict in ("retained", "suppressed")
