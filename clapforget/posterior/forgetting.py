@@ -6,6 +6,7 @@ adapters solve
 
     minimise    mean_i KL(p⁰(y | v_i, y ∉ F) ‖ p(y | v_i))                     predict
               + mean_(c ∈ F) huber(max(0, s a_c · (v̄_c − v̄) − ½))                    part
+              + 10 mean_(c ∈ R) ‖a_c − a⁰_c‖² / mean_(c ∈ R) ‖a⁰_c‖²                 stay
     subject to  q(z_c) = N(0, I)                                for c ∈ F      release
                 N(x_c + μ_c, σ_c²) = N(w⁰_c, (σ⁰_c)²)           for c ∈ R      hold
 
@@ -13,7 +14,8 @@ adapters solve
 the names, and every other image as before; under *hold* it is ``−log(1 − p(F | v_i))``, and what is
 left to move is the guidance of the forgotten classes: attention is trained for it. A class that is answered
 to no image can still rank its own images first, so *part* asks that its guidance a_c points to its images
-(mean v̄_c) hardly more than to those of the memory (mean v̄). *Release* and
+(mean v̄_c) hardly more than to those of the memory (mean v̄). *Stay* keeps the attention fit to learn
+with: hold alone lets it change at will, and later tasks pay for it. *Release* and
 *hold* are linear in an adapter's weights given its inputs x_c, so each task's adapter is then solved
 for with the smallest change that meets them: the KL to the prior of every forgotten class and the
 KL between old and new of every retained class are zero up to rounding, as long as no task has more
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["PosteriorForgetting", "forget_posterior", "refit", "solve_adapters"]
 
 _LEVEL = 0.5  # nats by which a forgotten class's guidance may tell its images from the memory's
-_MARGIN = 3.0  # the prior counts so many times as wide in predict: for images that are not here
+_STAY = 10.0  # weight of the retained classes' guidance staying as it was
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def forget_posterior(
     :param before_features: features of memory and forget images under the old encoder, [N, d].
     :param features: the same images' features now, [N, d].
     :param image_labels: their classes, [N].
-    :returns: the predict and part terms' sum by step.
+    :returns: the sum of the trained terms by step.
     """
     met = head.met(labels)
     if met:
@@ -147,16 +149,20 @@ def _release_guidance(
     their guidance points to their own images hardly more than to others."""
     gone = head.retired.nonzero().flatten()
     apart = _apart(v, image_labels, head.labels[gone], head.labels[~head.retired])
-    text = head.text[gone]
-    kept = target.take((~head.retired).nonzero().flatten())
+    text, stay = head.text[gone], (~head.retired).nonzero().flatten()
+    with torch.no_grad():
+        anchor = head.inputs()[stay]
+    size = (anchor - head.text[stay]).square().sum(1).mean().clamp_min(1e-12)
+    kept = target.take(stay)
     attention = head.attention.requires_grad_(True)
     optimizer = torch.optim.Adam(attention.parameters(), lr=s.lr)
     losses: list[float] = []
     for _ in range(s.steps):
         rows = torch.randint(len(v), (s.batch_size,), generator=generator).to(v.device)
-        part, x = v[rows], head.inputs()[gone]
+        part, every = v[rows], head.inputs()
+        x = every[gone]
         prior = torch.zeros_like(x) if head.settings.latent == "point" else torch.ones_like(x)
-        free = ClassWeights(x, torch.zeros_like(x), _MARGIN * prior)
+        free = ClassWeights(x, torch.zeros_like(x), prior)
         (mean, std), (free_mean, free_std) = head.logits(kept, part), head.logits(free, part)
         mean, std = torch.cat([mean, free_mean], 1), torch.cat([std, free_std], 1)
         samples = _samples(mean, std, head, generator)
@@ -165,6 +171,7 @@ def _release_guidance(
         pull = head.scale * ((x - text) * apart).sum(1)
         over = (pull - _LEVEL).clamp_min(0)
         loss = loss + F.huber_loss(over, torch.zeros_like(over))
+        loss = loss + _STAY * (every[stay] - anchor).square().sum(1).mean() / size
         losses.append(round(loss.item(), 6))
         if losses[-1] < s.tolerance:
             break

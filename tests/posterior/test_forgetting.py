@@ -133,6 +133,18 @@ def test_the_guidance_of_a_forgotten_class_points_to_its_images_no_more(
         assert head.scale * float(before @ away) > 1
 
 
+@pytest.mark.parametrize("columns", [[FORGOTTEN], [0, 4]])
+def test_the_guidance_of_the_others_stays(learned, columns: list[int]) -> None:
+    """Or later tasks learn with an attention that was shaken."""
+    head, _, _ = forget(learned, columns)
+    stay = torch.ones(6, dtype=torch.bool)
+    stay[columns] = False
+    memory = learned.v[~torch.isin(learned.y, torch.tensor(columns))][::4]
+    then = (learned.head.inputs(memory) - learned.head.text)[stay]
+    now = (head.inputs() - head.text)[stay]
+    assert (now - then).square().sum() < 0.01 * then.square().sum()
+
+
 def test_a_second_request_keeps_the_first(learned) -> None:
     first, _, _ = forget(learned, [FORGOTTEN])
     second, _, _ = forget(learned, [4], head=first)
