@@ -138,7 +138,7 @@ def _gone_from_answers(
     if answers.reference is None:
         return ("inconclusive", "9: no twin and no unseen classes to compare with",
                    "give --unseen or --twin")  # fmt: skip
-    knew = any(p.lead is not None and p.group in ("clip", "attack") for p in judged)
+    knew = found.get("zero_shot", answers).role != "shown"
     alone = answers.reference_name != "the twin"  # a twin shows what may be left in the image tower
     if claim == "knowledge" and knew and alone and not any(p.group == "visual" for p in judged):
         return ("inconclusive", "10: no witness could judge the image tower",

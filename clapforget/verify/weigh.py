@@ -11,7 +11,7 @@ over the classes (weighted Bonferroni, Holm 1979).
 
 What was there to lose, the scale, is taken as given. Of a share it is before − reference. A score (a
 cosine, an entropy) has a scale that any training changes: there it is retained − reference in the model
-after itself.
+after itself, times how far of that way the forgotten classes stood before.
 """
 
 from __future__ import annotations
@@ -119,12 +119,15 @@ def _scale(
 ) -> float | None:
     """How far known lies from the reference; None where that is too little to witness anything.
 
-    A score has its own scale in every model: retained against reference, after. A share is measured
-    by what the model before had over the reference, which is kept as the piece's lead.
+    A score has its own scale in every model: retained against reference, after. If before, the
+    forgotten classes stood apart by a part of that distance only, there is only that part to lose: a
+    score that did not see the class before cannot say that it is gone. A share is measured by what the
+    model before had over the reference, which is kept as the piece's lead.
     """
     classes = len(set(now.labels.tolist()))
     if now.retain is not None:
         apart, base = sign * (float(np.mean(now.retain)) - reference.mean), reference
+        apart *= _part_before(then)
     else:
         old = (
             reference if reference.name == "the twin" else (None if then is None else _unseen(then))
@@ -135,6 +138,16 @@ def _scale(
         apart, base = sign * piece.lead, old
     chance = math.hypot(base.error, base.spread / math.sqrt(classes))
     return apart if apart >= max(now.minimum_lead, 2 * chance) else None
+
+
+def _part_before(then: Reading | None) -> float:
+    """How far before, of the way from unseen to retained, the forgotten classes stood: at most 1; 1 where
+    that cannot be told."""
+    if then is None or then.retain is None or (unseen := _unseen(then)) is None:
+        return 1.0
+    whole = float(np.mean(then.retain)) - unseen.mean
+    own = float(np.mean(then.forget)) - unseen.mean
+    return min(1.0, max(0.0, own / whole)) if whole else 1.0
 
 
 def _mean(reading: Reading) -> tuple[float, statistics.Interval, float]:

@@ -105,6 +105,9 @@ def test_where_clip_never_knew_the_class_nothing_is_claimed_of_the_image_tower()
     for name in ("placement", "wordings_best", "relearning_5", "answers_probability"):
         found[name] = replace(found[name], role="shown", residue=None, lead=None, holds=None)
     found["answer_rank"] = piece("answer_rank", 0.0, group="behaviour")
+    # a head's images may stand out for other reasons: what bare CLIP answered is what counts
+    found["triggers_answered"] = piece("triggers_answered", 0.0, group="attack", role="accuses")
+    found["zero_shot"] = piece("zero_shot", 0.0, role="shown", residue=None, lead=None, holds=None)
     judgement = decide(list(found.values()))
     assert judgement.verdict == "forgotten", judgement.rule
     assert "nothing could be said" in judgement.claim

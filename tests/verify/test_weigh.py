@@ -137,6 +137,22 @@ def test_a_score_is_scaled_by_the_model_after() -> None:
     assert wide.residue == pytest.approx(0.3, abs=0.03)
 
 
+def test_a_score_that_hardly_saw_the_class_before_has_little_to_lose() -> None:
+    """Before, the forgotten classes stood apart from unseen ones by a part of what retained ones do: only
+    that part can be gone, and with none of it the score is no witness."""
+    rng = np.random.default_rng(0)
+
+    def scores(forget: float) -> Reading:
+        r = reading(0, 0, share=False, margin=0.6)
+        return replace(r, forget=forget + rng.normal(0, 0.02, 60), unseen=rng.normal(0, 0.02, 100),
+                       retain=1 + rng.normal(0, 0.02, 60))  # fmt: skip
+
+    whole, part, none = (one(scores(before), scores(0.35)) for before in (1.3, 0.4, 0.0))
+    assert whole.residue == pytest.approx(0.35, abs=0.02) and whole.holds
+    assert part.residue == pytest.approx(0.35 / 0.4, abs=0.04) and not part.holds
+    assert none.role == "shown" and none.residue is None
+
+
 def test_who_is_as_the_reference_is_accused_no_more_often_than_stated() -> None:
     rng = np.random.default_rng(1)
     accused = cleared = 0
