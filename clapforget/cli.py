@@ -39,7 +39,7 @@ def run(
         str, typer.Argument(help="A built-in scenario; see 'clapforget list'.")
     ] = "lab",
     strategy: Annotated[str, typer.Option(help="How the stream is lived through.")] = "clapforget",
-    forgetter: Annotated[str, typer.Option(help="NAME or NAME:PRESET.")] = "cliperase",
+    forgetter: Annotated[str, typer.Option(help="NAME or NAME:PRESET.")] = "stranger",
     model: Annotated[
         str | None, typer.Option(help="Model name, hf-hub: id or weights file.")
     ] = None,

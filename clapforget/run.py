@@ -24,6 +24,7 @@ from clapforget.strategies.progress import ProgressPlugin
 from clapforget.strategies.registry import StrategyOptions, find_strategy
 from clapforget.strategies.runner import RUN_FILES, Run, clear_run
 from clapforget.strategies.twin import compare_with_twin
+from clapforget.unlearn import DEFAULT_FORGETTER
 
 __all__ = [
     "RunRequest",
@@ -40,7 +41,7 @@ class RunRequest:
 
     scenario: str = "lab"
     strategy: str = "clapforget"
-    forgetter: str = "cliperase"
+    forgetter: str = DEFAULT_FORGETTER
     model: str | None = None
     pretrained: str | None = None
     data: str | None = None

@@ -24,7 +24,7 @@ from clapforget.strategies.forget_task import pair_task
 from clapforget.strategies.registry import StrategyOptions
 from clapforget.strategies.request_learning import RequestLearning, sample_rows
 from clapforget.strategies.training import TrainSettings
-from clapforget.unlearn.base import Forgetter, Pairs, Unlearned, make_forgetter
+from clapforget.unlearn.base import DEFAULT_FORGETTER, Forgetter, Pairs, Unlearned, make_forgetter
 from clapforget.verify.certificate import Certificate
 from clapforget.verify.rules import Claim
 
@@ -48,7 +48,7 @@ class ClapForget(RequestLearning):
         self,
         *,
         model: Clip,
-        forgetter: str | Forgetter = "cliperase",
+        forgetter: str | Forgetter = DEFAULT_FORGETTER,
         posterior: str = "variational",
         head: Any = None,
         prompt: PromptSettings | None = None,

@@ -18,7 +18,13 @@ from clapforget.strategies.buffer import UncertaintyBuffer
 from clapforget.strategies.certify_plugin import ClassifierCertifier
 from clapforget.strategies.classifier import ClipClassifier
 from clapforget.strategies.forget_task import caption_pairs
-from clapforget.unlearn.base import ForgetTask, Forgetter, Pairs, make_forgetter
+from clapforget.unlearn.base import (
+    DEFAULT_FORGETTER,
+    ForgetTask,
+    Forgetter,
+    Pairs,
+    make_forgetter,
+)
 from clapforget.verify import Certificate
 from clapforget.verify.rules import Claim
 
@@ -47,7 +53,7 @@ class ForgettingPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
 
     def __init__(
         self,
-        forgetter: str | Forgetter = "cliperase",
+        forgetter: str | Forgetter = DEFAULT_FORGETTER,
         retain_set: Pairs | None = None,
         seed: int = 0,
         certify: Literal["full", "quick", False] = "full",

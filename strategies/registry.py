@@ -12,7 +12,7 @@ from clapforget.posterior import HEADS
 from clapforget.posterior.forgetting import PosteriorForgetting
 from clapforget.registry import Registry
 from clapforget.strategies.training import TrainSettings
-from clapforget.unlearn.base import make_forgetter, make_settings
+from clapforget.unlearn.base import DEFAULT_FORGETTER, make_forgetter, make_settings
 
 __all__ = [
     "STRATEGIES",
@@ -69,7 +69,7 @@ class StrategyOptions:
     """Everything the command line can set, by group."""
 
     posterior_name: str = "variational"
-    forgetter: str = "cliperase"
+    forgetter: str = DEFAULT_FORGETTER
     head: Any = None
     """Options of the posterior; its group on the command line is the posterior's own."""
     training: TrainSettings = field(default_factory=TrainSettings)

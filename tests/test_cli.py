@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from clapforget.scenarios import SCENARIOS
 from clapforget.strategies.registry import STRATEGIES
 from clapforget.strategies.runner import RUN_FILES
 from clapforget.strategies.selection import SELECTORS
-from clapforget.unlearn import FORGETTERS
+from clapforget.unlearn import DEFAULT_FORGETTER, FORGETTERS
 from clapforget.verify import VERDICTS, Certificate
 
 SMALL = [
@@ -303,3 +304,8 @@ def test_a_mistake_is_one_line_and_exit_code_two_in_a_process_too(
     assert done.stderr.startswith("clapforget: error:")
     assert named in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_default_forgetter_is_the_librarys() -> None:
+    """Named on the command line too, which must not load PyTorch to say it."""
+    assert inspect.signature(cli.run).parameters["forgetter"].default == DEFAULT_FORGETTER

@@ -68,8 +68,8 @@ def test_the_first_page_forgets_alone(lab_clip: Clip, pairs: dict[str, Any]) -> 
 
 def test_avalanches_own_strategy_forgets(pairs: dict[str, Any]) -> None:
     code = blocks("docs/requests.md")[0]
-    assert "lab()" in code and '"cliperase"' in code
-    left, _ = run(code.replace("lab()", "lab(12, 5)").replace('"cliperase"', '"stranger"'))
+    assert "lab()" in code
+    left, _ = run(code.replace("lab()", "lab(12, 5)"))
     assert 3 not in left["replay"].storage_policy.classes
     assert set(left["replay"].storage_policy.classes) == set(range(20)) - {3}
 

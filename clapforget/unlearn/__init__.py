@@ -1,6 +1,7 @@
 """Forgetters: each is one file, one class, one registered name."""
 
 from clapforget.unlearn.base import (
+    DEFAULT_FORGETTER,
     FORGETTERS,
     ForgetTask,
     Forgetter,
@@ -9,4 +10,12 @@ from clapforget.unlearn.base import (
     make_forgetter,
 )
 
-__all__ = ["FORGETTERS", "ForgetTask", "Forgetter", "Pairs", "Unlearned", "make_forgetter"]
+__all__ = [
+    "DEFAULT_FORGETTER",
+    "FORGETTERS",
+    "ForgetTask",
+    "Forgetter",
+    "Pairs",
+    "Unlearned",
+    "make_forgetter",
+]

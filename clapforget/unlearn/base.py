@@ -18,6 +18,7 @@ from clapforget.registry import Registry
 from clapforget.seeding import generator_for
 
 __all__ = [
+    "DEFAULT_FORGETTER",
     "FORGETTERS",
     "ForgetTask",
     "Forgetter",
@@ -98,6 +99,8 @@ class Forgetter(ABC):
 
 
 FORGETTERS: Registry[type[Forgetter]] = Registry("forgetter", "clapforget.unlearn")
+DEFAULT_FORGETTER = "stranger"
+"""Where none is named: the one that does best beside real twins, see docs/results/forgetting.md."""
 
 
 def make_forgetter(name: str, overrides: Mapping[str, Any] | None = None) -> Forgetter:
