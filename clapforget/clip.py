@@ -19,7 +19,6 @@ from torch import Tensor, nn
 __all__ = ["Clip", "Tower", "tower_of"]
 
 Tower = Literal["image", "text"]
-_WORDINGS = 16  # lists of names by templates whose token ids are kept (names alone: no captions)
 
 
 class Clip(nn.Module):
@@ -36,7 +35,6 @@ class Clip(nn.Module):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
-        self._name_tokens: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
         self.name = name
         self.pretrained = pretrained
         visual: Any = model.visual
@@ -60,9 +58,8 @@ class Clip(nn.Module):
         return super().train(False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Clip:
-        # The tokeniser holds a compiled pattern and caches: it is shared, not copied. So are the ids of names.
+        # The tokeniser holds a compiled pattern and caches: it is shared, not copied.
         memo[id(self.tokenizer)] = self.tokenizer
-        memo[id(self._name_tokens)] = self._name_tokens
         other = self.__class__.__new__(self.__class__)
         memo[id(self)] = other
         other.__dict__ = copy.deepcopy(self.__dict__, memo)
@@ -158,14 +155,8 @@ class Clip(nn.Module):
 
     def encode_names(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
         """Template features ``E`` [C, L, d], each of unit norm: every name in every template."""
-        key = tuple(names), tuple(templates)
-        if key not in self._name_tokens:
-            while len(self._name_tokens) >= _WORDINGS:
-                self._name_tokens.pop(next(iter(self._name_tokens)))
-            texts = [template.format(name) for name in names for template in templates]
-            self._name_tokens[key] = self.tokenize(texts).cpu()
-        tokens = self._name_tokens[key].to(self.device)
-        return self.encode_tokens(tokens).view(len(names), len(templates), -1)
+        texts = [template.format(name) for name in names for template in templates]
+        return self.encode_text(texts).view(len(names), len(templates), -1)
 
     def class_features(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
         """Class text features ``t`` [C, d]: mean over templates, then unit norm."""

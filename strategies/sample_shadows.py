@@ -35,13 +35,13 @@ def shadow_evidence(
         return [], "heads that are trained: shadow heads would take longer than the stream"
     if "image" in towers or head.sums.carried.any():
         return [], "the image tower was changed: shadow heads would have to change it too"
-    columns = set(head.labels[head.sums.count > 0].tolist())
-    rows = rows[[int(label) in columns for label in data.train.targets[rows]]]
+    columns = head.labels[head.sums.count > 0].cpu()
+    rows = rows[torch.isin(data.train.targets[rows], columns)]
     touched = sorted(set(data.train.targets[rows].tolist()))
     others = data.rows("test", touched)
     if len(rows) < _LEAST or len(others) < _LEAST:
         return [], f"{len(rows)} samples and {len(others)} others are too few"
-    learned = data.rows("train", sorted(columns))
+    learned = data.rows("train", columns.tolist())
     gone = torch.tensor(experience.forgotten_samples, dtype=torch.long)
     learned = learned[~torch.isin(learned, torch.cat([gone, rows]))]
     if len(learned) > _MOST:

@@ -44,9 +44,7 @@ def best_temperature(
     if slope(high)[0] <= 0:
         return 1 / high
     beta = 20 / spread
-    for _ in range(
-        100
-    ):  # Newton in log β, kept inside a bracket that halves where it would leave it
+    for _ in range(100):  # Newton in log β, in a bracket that halves where a step would leave it
         first, second = slope(beta)
         low, high = (beta, high) if first < 0 else (low, beta)
         old, step = beta, min(-first / (beta * second), 20.0) if second > 0 else 20.0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,13 @@ from clapforget.verify.material import Part
 __all__ = ["Subject"]
 
 Answer = Callable[[Tensor, Tensor], Tensor]
+
+
+@lru_cache(maxsize=16)
+def _tokens(tokenizer: Any, names: tuple[str, ...], templates: tuple[str, ...]) -> Tensor:
+    """Token ids of class names, which before, after and every rounded copy share. Names of classes alone,
+    which certificates hold too: a caption of a request must not come here."""
+    return tokenizer([template.format(name) for name in names for template in templates])
 
 
 @dataclass(eq=False)
@@ -55,7 +64,9 @@ class Subject:
         """Text features [C, L, d] of every name in every template, encoded once."""
         key = (tuple(names), tuple(templates))
         if key not in self._wordings:
-            self._wordings[key] = self.clip.encode_names(names, templates)
+            tokens = _tokens(self.clip.tokenizer, *key).to(self.clip.device)
+            features = self.clip.encode_tokens(tokens)
+            self._wordings[key] = features.view(len(names), len(templates), -1)
         return self._wordings[key]
 
     def names(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:

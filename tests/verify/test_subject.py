@@ -80,3 +80,21 @@ def test_an_answer_without_a_column_falls_to_the_forgotten_ones() -> None:
     assert own_or_any(
         score, torch.tensor([FORGET[0], FORGET[1], RETAIN[0]]), own, m
     ).tolist() == pytest.approx([0.2, 0.2])
+
+
+def test_names_are_tokenised_once_for_every_copy_of_a_model() -> None:
+    asked: list[int] = []
+    before = clip().trainable_copy([])
+    tokenizer = before.tokenizer
+
+    def counting(texts: list[str]) -> torch.Tensor:
+        asked.append(len(texts))
+        return tokenizer(texts)
+
+    before.tokenizer = counting
+    after = before.trainable_copy([])
+    names, templates = ["girel", "konid"], ["a photo of a {}", "the {}"]
+    found = [Subject(one).wordings(names, templates) for one in (before, after)]
+    assert asked == [4]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], before.encode_names(names, templates))
