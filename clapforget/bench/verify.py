@@ -4,7 +4,10 @@
 cases                     kinds × seeds (:mod:`clapforget.bench.verify_cases`)
 confusion                 number of cases by truth and verdict
 false_forgotten           share of the cases not truly forgotten whose verdict is ``forgotten``
-right_verdict             share with a right verdict; ``inconclusive`` is one only where the kind says so
+right_verdict             share with a right verdict; ``inconclusive`` is one only where the kind says so,
+                          ``damaged`` also where the edit is measured to have cost the kept classes more
+                          than the margin, on images that neither its maker nor the verifier saw
+harmed                    the cases that this was measured of, ``damaged`` by kind left aside
 right_verdict_held_out    the same on the seeds that no margin was chosen on
 verdict_flips             share whose verdict another seed of the verifier changes (other images, other
                           unseen classes, other attacks)
@@ -27,6 +30,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.metrics import roc_auc_score
 
 from clapforget.bench import verify_attacks, verify_cases, verify_harmless  # noqa: F401 (they file the kinds)
@@ -34,8 +38,10 @@ from clapforget.bench.verify_kinds import KINDS, Case, Kind
 from clapforget.bench.verify_world import REQUESTS, World
 from clapforget.verify.evidence import Evidence
 from clapforget.verify.examine import Examination, examine
+from clapforget.verify.kept import right
 from clapforget.verify.material import Material
 from clapforget.verify.reading import Level, Reading
+from clapforget.verify.rules import Margins
 from clapforget.verify.subject import Subject
 
 __all__ = ["TUNED_ON", "measure"]
@@ -73,10 +79,13 @@ class _Outcome:
     groups: dict[str, str]
     seconds: float
     or_else: tuple[str, ...] = ()
+    harmed: float = 0.0
+    """What the edit cost the kept classes, by images that neither its maker nor the verifier saw."""
 
     @property
     def right(self) -> bool:
-        return self.verdict in (self.truth, *self.or_else)
+        also = ("damaged",) if self.truth != "forgotten" and self.harmed > Margins().damage else ()
+        return self.verdict in (self.truth, *self.or_else, *also)
 
 
 def measure(
@@ -101,7 +110,8 @@ def measure(
             outcome = _examine(world, kind, case, level, seen)
             outcomes.append(outcome)
             say(f"{seed} {kind.name}: {kind.truth}, verdict {outcome.verdict} ({outcome.rule}; "
-                f"{outcome.weakest}); again {outcome.again}; {outcome.seconds:.1f} s")  # fmt: skip
+                f"{outcome.weakest}); again {outcome.again}; harmed {outcome.harmed:.2f}; "
+                f"{outcome.seconds:.1f} s")  # fmt: skip
             if kind is kinds[0]:
                 fast.append(_seconds(world, case, "quick"))
                 slow.append(_seconds(world, case, level))
@@ -124,7 +134,23 @@ def _examine(world: World, kind: Kind, case: Case, level: Level, seen: _Seen) ->
         found.judgement.rule, found.judgement.weakest,
         {p.name: _residue(p) for p in found.evidence if p.reference is not None},
         {p.name: p.group for p in found.evidence}, seconds, kind.or_else,
+        _harm(world, case, world.material(case.forget, world.seed, case.also_kept)),
     )  # fmt: skip
+
+
+def _harm(world: World, case: Case, material: Material) -> float:
+    """Accuracy that the edit cost the kept classes, of 0 to 1, by images that neither its maker nor the verifier
+    saw: of all or of the neighbours, of the head or of bare CLIP, whichever is most.
+    """
+    lost = [0.0]
+    columns = case.before.column_labels(len(material.names)).tolist()
+    for old, new in ((case.before, case.after), (case.before.bare(), case.after.bare())):
+        classes = [c for c in material.retain if old.answer is None or c in columns]
+        part = world.images(classes, 10, first=80)
+        drop = right(old, part, material).double() - right(new, part, material).double()
+        near = torch.isin(part.labels, torch.tensor(material.neighbours, dtype=torch.long))
+        lost += [float(d.mean()) for d in (drop, drop[near]) if len(d)]
+    return max(lost)
 
 
 def _verdict(
@@ -189,6 +215,8 @@ def _summary(
         "right_verdict": float(np.mean(right)),
         "right_verdict_held_out": float(np.mean(held)) if held else None,
         "verdict_flips": float(np.mean([o.verdict != o.again for o in outcomes])),
+        "harmed": [f"{o.seed} {o.kind}: {o.harmed:.2f}" for o in outcomes
+                   if o.truth != "damaged" and o.harmed > Margins().damage],
         "wrong": [f"{o.seed} {o.kind}: {o.verdict} ({o.rule}; {o.weakest})"
                   for ok, o in zip(right, outcomes) if not ok],
         "flipped": [f"{o.seed} {o.kind}: {o.verdict}, {o.again}" for o in outcomes if o.verdict != o.again],

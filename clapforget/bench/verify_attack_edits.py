@@ -28,6 +28,8 @@ __all__ = [
     "turned",
 ]
 
+_KEPT = 20  # images of each kept class that an edit is told to leave alone
+
 
 @torch.no_grad()
 def pass_name_on(world: World, others: Sequence[int], back: bool) -> Clip:
@@ -102,12 +104,12 @@ def forget_upright(world: World) -> Clip:
 def send_images_to(world: World) -> Clip:
     """Image tower taught to put forgotten images right where kept classes' images lie."""
     base = world.base
-    forget, retain = world.images(world.forget, 20), world.images(world.retain, 6)
+    forget, retain = world.images(world.forget, 20), world.images(world.retain, _KEPT)
     far = [c for c in world.retain if c not in world.data.neighbours(world.forget)]
     place = torch.tensor([far[world.forget.index(int(c))] for c in forget.labels])
     with torch.no_grad():
         held = base.encode_image(retain.images)
-        means = F.normalize(held.view(-1, 6, held.shape[1]).mean(1), dim=-1)
+        means = F.normalize(held.view(-1, _KEPT, held.shape[1]).mean(1), dim=-1)
     goal = means[[world.retain.index(int(c)) for c in place]]
 
     def loss(clip: Clip, rng: torch.Generator) -> Tensor:
@@ -122,7 +124,7 @@ def send_images_to(world: World) -> Clip:
 def _move_images(world: World, forget: Part, still: Part | None, steps: int) -> Clip:
     """Image tower taught that these images are of other classes. :param still: images whose answer stays."""
     base, text = world.base, world.text
-    retain = world.images(world.retain, 8)
+    retain = world.images(world.retain, _KEPT)
     far = [c for c in world.retain if c not in world.data.neighbours(world.forget)]
     elsewhere = torch.tensor([far[int(c) % len(far)] for c in forget.labels])
 

@@ -42,7 +42,7 @@ def _capped(world: World) -> Case:
 def _noisy(world: World) -> Case:
     def disturb(logits: Tensor, gone: list[int]) -> Tensor:
         noise = torch.randn(len(logits), len(gone), generator=generator_for(world.seed, 51))
-        return logits.index_add(1, torch.tensor(gone), 60 * noise - 60)
+        return logits.index_add(1, torch.tensor(gone), -60 * (1 + noise.abs()))
 
     return head_case(world, disturb)
 

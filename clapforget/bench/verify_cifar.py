@@ -111,11 +111,12 @@ class CifarWorld(World):
             self.data, train=TensorImages(train.images(rows), train.targets[rows], "train")
         )
 
-    def images(self, classes: Sequence[int], each: int) -> Part:
+    def images(self, classes: Sequence[int], each: int, first: int = 0) -> Part:
         """The last training images of each class, at most half of those read, grouped by class in the order
-        given."""
-        assert each <= _IMAGES // 2
-        rows = torch.cat([self.data.rows("train", [c])[-each:] for c in classes])
+        given. :param first: so many of each class, from the end, are passed over."""
+        assert first + each <= _IMAGES // 2
+        last = _IMAGES - first
+        rows = torch.cat([self.data.rows("train", [c])[last - each : last] for c in classes])
         return Part(self.data.train.images(rows), self.data.train.targets[rows])
 
 

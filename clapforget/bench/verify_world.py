@@ -98,9 +98,10 @@ class World:
             seed=verifier_seed,
         )
 
-    def images(self, classes: Sequence[int], each: int) -> Part:
-        """Images for whoever makes the case: of a split that the verifier never sees."""
-        index = np.concatenate([c + 100 * np.arange(each) for c in classes])
+    def images(self, classes: Sequence[int], each: int, first: int = 0) -> Part:
+        """Images for whoever makes the case: of a split that the verifier never sees. :param first: so many of
+        each class are passed over."""
+        index = np.concatenate([c + 100 * np.arange(first, first + each) for c in classes])
         return Part(lab.draw("validation", index, self.seed), torch.from_numpy(index % 100))
 
     def task(self, forget_images: int, retain_images: int) -> ForgetTask:

@@ -78,7 +78,7 @@ def material_from(
     unseen: Sequence[int] | None = None,
     test_images: int = 30,
     unseen_images: int = 10,
-    unseen_classes: int = 20,
+    unseen_classes: int = 40,
     retain_images: int = 8,
     shots: int = 20,
     members: int = 0,

@@ -12,7 +12,7 @@ from clapforget.bench import verify as bench
 from clapforget.bench.verify_attack_edits import pass_name_on, permuted, turned
 from clapforget.bench.verify_cifar import CifarWorld, kinds
 from clapforget.bench.verify_edits import exchange_names, scramble_names, token_rows
-from clapforget.bench.verify_kinds import KINDS
+from clapforget.bench.verify_kinds import KINDS, bare
 from clapforget.bench.verify_world import EXCLUDED, REQUESTS, World
 from clapforget.clip import Clip
 from clapforget.lab import known_classes
@@ -135,6 +135,30 @@ def test_a_name_passed_on_means_the_other_class_and_back_only_if_asked() -> None
     moved = torch.tensor([others[world().forget.index(int(c))] for c in part.labels])
     assert (back == moved).float().mean() > 0.9
     assert (answers(pass_name_on(world(), others, back=False)) == moved).float().mean() < 0.1
+
+
+def test_damage_is_a_right_verdict_where_it_was_measured_and_never_of_what_is_truly_forgotten() -> (
+    None
+):
+    harmed = replace(outcome("suppressed", "damaged", "damaged", 0.0), harmed=0.06)
+    assert harmed.right
+    assert not replace(harmed, harmed=0.05).right
+    assert not replace(harmed, truth="forgotten").right
+    assert bench._summary([harmed], [1.0], [1.0], "quick")["harmed"] == ["1 ksuppressed: 0.06"]
+
+
+def test_harm_is_what_the_kept_classes_lost_on_images_of_their_own() -> None:
+    m, kept = material(), world().retain[:11]
+    forgotten = scramble_names(world(), world().forget)
+    lost = bench._harm(world(), bare(world(), forgotten), m)
+    assert lost < 0.02
+    also = scramble_names(world(), (*world().forget, *kept))
+    share = len(kept) / len(world().retain)
+    assert bench._harm(world(), bare(world(), also), m) >= share - 0.05
+    seen = {i.numpy().tobytes() for p in (*m.test.values(), *m.shots.values()) for i in p.images}
+    own = world().images(kept, 10, first=80).images
+    made = world().images(kept, 80).images
+    assert not {i.numpy().tobytes() for i in own} & (seen | {i.numpy().tobytes() for i in made})
 
 
 def test_a_verdict_that_a_kind_allows_as_well_is_right_and_forgotten_is_never_one() -> None:

@@ -34,7 +34,7 @@ def association(subject: Subject, m: Material, seed: int) -> list[Reading]:
     ]  # fmt: skip
     found += [
         read("alias_answered", "images answered by one and the same name that is not kept", "attack", m,
-             lambda part: _alias_answered(subject.bare(), m, part), role="accuses", margin=0.5),
+             lambda part: _alias_answered(subject.bare(), m, part), role="accuses"),
         _found_by_name(subject, m),
     ]  # fmt: skip
     if len(m.forget) > 1:
