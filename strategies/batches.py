@@ -16,6 +16,7 @@ from clapforget.strategies.buffer import UncertaintyBuffer, experience_samples
 from clapforget.strategies.loader import FeatureLoader, ImageLoader
 from clapforget.strategies.model import ClapModel
 from clapforget.strategies.seen import PromptedFeatures
+from clapforget.strategies.selection import Reads
 from clapforget.strategies.template import UnlearningTemplate
 from clapforget.strategies.training import TrainSettings
 
@@ -54,9 +55,20 @@ class FeatureBatches(UnlearningTemplate):
         mirrored = [False] if probe or not data.flip else [False, True]
         return torch.stack([self.seen(source, rows, m) for m in mirrored], 1)
 
-    def exemplar_predictive(self, experience: Any) -> Predictive:
-        """What the posterior says of an experience's samples: exemplars are chosen by it."""
-        return self.model.head.predict(self.views(experience)[:, 0])
+    def exemplar_predictive(
+        self, experience: Any, reads: Reads = "everything"
+    ) -> Predictive | None:
+        """What the posterior says of an experience's samples: exemplars are chosen by it.
+
+        :param reads: how much of it is read.
+        """
+        return self._said(self.views(experience)[:, 0], reads)
+
+    def _said(self, v: Tensor, reads: Reads) -> Predictive | None:
+        if reads == "nothing":
+            return None
+        head = self.model.head
+        return Predictive.of_point(head.probs(v)) if reads == "probabilities" else head.predict(v)
 
     def _remember(self, new: Tensor, ids: Tensor, old_ids: Tensor) -> None:
         """Line up the memory's features with its exemplars, from old ones and new ones [n, V, d]."""

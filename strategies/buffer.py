@@ -14,7 +14,7 @@ from clapforget.errors import UserError
 from clapforget.posterior import Predictive
 from clapforget.scenarios.data import TensorImages
 from clapforget.scenarios.interleave import avalanche_dataset
-from clapforget.strategies.selection import Candidates, find_selector
+from clapforget.strategies.selection import Candidates, Reads, find_selector
 from clapforget.unlearn.base import generator_for
 
 __all__ = ["UncertaintyBuffer", "experience_samples"]
@@ -44,6 +44,8 @@ class UncertaintyBuffer(ExemplarsBuffer):
             raise UserError(f"a memory of {max_size} exemplars", "give at least 1")
         super().__init__(max_size)
         self.select = find_selector(score)
+        self.reads: Reads = self.select.reads
+        """What the score reads of the posterior's predictive."""
         self.score = score
         self.seed = seed
         self.rounds = 0
@@ -95,7 +97,8 @@ class UncertaintyBuffer(ExemplarsBuffer):
         Exemplars of classes that no new sample came for keep their order.
 
         :param images: uint8 [n, 3, h, w]. :param labels: [n]. :param ids: sample ids [n].
-        :param predictive: what the posterior says. :param features: unit-norm image features.
+        :param predictive: what the posterior says, as much as :attr:`reads` names.
+        :param features: unit-norm image features.
         :param columns: the predictive's column of each sample's class.
         :param with_held: whether these three describe the memory's exemplars, followed by the new
             samples. Then exemplars of a class that new samples came for are scored again, together

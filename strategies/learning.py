@@ -179,16 +179,18 @@ class ClapLearning(FeatureBatches):
     def _select(self, experience: Any, samples: tuple[Tensor, Tensor, Tensor]) -> None:
         new, head, memory = self.views(experience), self.model.head, self.memory
         head.guide(torch.cat([self.memory_views.flatten(0, 1), new.flatten(0, 1)]))
-        old_ids, said = memory.sample_ids, [self.exemplar_predictive(experience)]
+        old_ids, said = memory.sample_ids, self.exemplar_predictive(experience, memory.reads)
         features, labels = new[:, 0], samples[1]
         comes_again = bool(torch.isin(labels, memory.labels).any())
         if comes_again:  # exemplars held of a class are scored again, beside the new samples
             held = self.memory_views[:, 0]
-            said, features = [head.predict(held), *said], torch.cat([held, features])
+            features = torch.cat([held, features])
+            if said is not None:
+                earlier = self._said(held, memory.reads)
+                assert earlier is not None
+                said = Predictive.cat([earlier, said])
             labels = torch.cat([memory.labels, labels])
-        memory.add(
-            *samples, Predictive.cat(said), features, head.columns(labels), with_held=comes_again
-        )
+        memory.add(*samples, said, features, head.columns(labels), with_held=comes_again)
         self._remember(new, samples[2], old_ids)
 
     def forward(self) -> Tensor:

@@ -89,7 +89,7 @@ class ClapModel(nn.Module):
             return torch.full(
                 (len(v), max(len(self.class_names), 1)), _NEVER, device=v.device
             ).log()
-        return self.by_label(self.head.predict(v).probs)
+        return self.by_label(self.head.probs(v))
 
     # ---- text ------------------------------------------------------------------------------
     def describe(self, class_names: Sequence[str], templates: Sequence[str]) -> None:

@@ -152,7 +152,7 @@ def _taught(
         head.guide(v)
         head.learn(v[:, None], memory.labels.to(v.device), memory.sample_ids, cache.tower)
         head.settle()
-        best = head.labels[head.predict(asked).probs.argmax(1)]
+        best = head.labels[head.probs(asked).argmax(1)]
         found[name] = (best == truth).float().mean().item()
     return found
 

@@ -194,19 +194,40 @@ class ExactHead(SumsHead):
         """
         return Predictive.cat([self._predict(part) for part in v.split(batch_size)])
 
+    @torch.no_grad()
+    def probs(self, v: Tensor, batch_size: int = 1024) -> Tensor:
+        return torch.cat([self._probs(part) for part in v.split(batch_size)])
+
+    def _probs(self, v: Tensor) -> Tensor:
+        white = self._white(v)
+        mean = torch.stack([self._scores(part, u)[0] for part, u in zip(self.parts, white)])
+        return torch.einsum("k,kbc->bc", self._weights(), mean.softmax(-1)).to(v.dtype)
+
+    def _white(self, v: Tensor) -> list[Tensor]:
+        """φ of images, whitened by each part."""
+        phi = self.map(v)
+        return [part.posterior.whiten(phi[:, : part.size]) for part in self.parts]
+
+    def _scores(self, part: Part, white: Tensor) -> tuple[Tensor, Tensor]:
+        """A part's logits and their standard deviation under the posterior, [B, C] each."""
+        mean, spread = part.posterior.scores(white)
+        hot = part.temperature
+        return (mean / hot).masked_fill(self.hidden, -torch.inf), spread / hot
+
+    def _weights(self) -> Tensor:
+        """Of the parts in the average, [K]."""
+        weights = self.sums.first.new_tensor([part.weight for part in self.parts])
+        return weights / weights.sum()
+
     def _predict(self, v: Tensor) -> Predictive:
-        phi, solution = self.map(v), self.solution
+        solution, weights = self.solution, self._weights()
         counted = (self.sums.count > 0) & ~self.retired
-        weights = torch.tensor([part.weight for part in self.parts], dtype=phi.dtype)
-        weights = (weights / weights.sum()).to(phi.device)
-        samples, logits = [], []
-        white = [part.posterior.whiten(phi[:, : part.size]) for part in self.parts]
+        samples, logits, white = [], [], self._white(v)
         for number, part in enumerate(self.parts):
             draws = max(1, round(self.settings.samples * float(weights[number])))
-            mean, spread = part.posterior.scores(white[number])
-            mean = (mean / part.temperature).masked_fill(self.hidden, -torch.inf)
+            mean, spread = self._scores(part, white[number])
             noise = normal_of(self.labels, draws, 2 * self.seed + number)[:, None]
-            samples.append((mean + spread / part.temperature * noise).softmax(-1))
+            samples.append((mean + spread * noise).softmax(-1))
             logits.append(mean)
         widest = solution.widest
         drawn, scores = torch.cat(samples).to(v.dtype), torch.stack(logits)

@@ -15,8 +15,9 @@ class ExactSettings:
     """Options of the exact posterior."""
 
     model: Literal["discriminant", "regression"] = "discriminant"
-    features: int = 2000
-    """R, number of random ReLU features beside the image feature. A discriminant with R > 0 is an
+    features: int = 1000
+    """R, number of random ReLU features beside the image feature; time and memory grow with R². The preset
+    ``best`` takes 2,000. A discriminant with R > 0 is an
     average: on the image feature alone, and on both."""
     spherical: float | None = None
     """Weight, in a discriminant's average, of one more part on the image feature alone whose covariance

@@ -158,6 +158,10 @@ class Head(nn.Module, ABC):
     def predict(self, v: Tensor, batch_size: int = 1024) -> Predictive:
         """Posterior predictive of image features v [B, d] over all columns."""
 
+    def probs(self, v: Tensor) -> Tensor:
+        """The predictive's class probabilities alone, [B, C]: without uncertainty, where that is less work."""
+        return self.predict(v).probs
+
     @abstractmethod
     def nats(self) -> Tensor:
         """KL of each class's posterior over its prior, in nats. [C]"""

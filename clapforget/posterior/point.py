@@ -38,12 +38,7 @@ class PointHead(Head):
 
     def _predict(self, v: Tensor) -> Predictive:
         logits = self.logits(v).masked_fill(self.hidden, -torch.inf)
-        probs = logits.softmax(-1)
-        entropy, zero = uncertainty.entropy(probs), probs.new_zeros(len(v))
-        return Predictive(
-            probs=probs, entropy=entropy, expected_entropy=entropy, mutual_information=zero,
-            variance=zero, variance_of_entropy=zero, energy=uncertainty.energy(logits),
-        )  # fmt: skip
+        return Predictive.of_point(logits.softmax(-1), uncertainty.energy(logits))
 
     def nats(self) -> Tensor:
         """Zero: there is no posterior."""

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clapforget import uncertainty
+
 __all__ = ["Predictive"]
 
 
@@ -33,6 +35,19 @@ class Predictive:
     logit_variance: Tensor | None = None
     """Posterior variance of the logits, summed over the columns [B]: in closed form where they are
     Gaussian, and for a mixture of Gaussians the mean variance plus the variance of the means."""
+
+    @classmethod
+    def of_point(cls, probs: Tensor, energy: Tensor | None = None) -> Predictive:
+        """Of probabilities [B, C] with nothing known of what they are uncertain of: mutual information and
+        variances are zero.
+
+        :param energy: [B]; not a number where none is given.
+        """
+        spread, zero = uncertainty.entropy(probs), probs.new_zeros(len(probs))
+        return cls(
+            probs=probs, entropy=spread, expected_entropy=spread, mutual_information=zero,
+            variance=zero, variance_of_entropy=zero, energy=zero * torch.nan if energy is None else energy,
+        )  # fmt: skip
 
     @classmethod
     def cat(cls, parts: list[Predictive]) -> Predictive:

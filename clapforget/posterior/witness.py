@@ -28,7 +28,7 @@ def refit_difference(head: ExactHead, v: Tensor, labels: Tensor, ids: Tensor) ->
     twin.grow(head.labels.tolist(), head.templates)
     twin.retired, twin.hidden = head.retired.clone(), head.hidden.clone()
     twin.learn(v, labels, ids, "refitted")
-    gaps = [(head.predict(v[:, 0]).probs - twin.predict(v[:, 0]).probs).abs().max()]
+    gaps = [(head.probs(v[:, 0]) - twin.probs(v[:, 0])).abs().max()]
     for mine, other in zip(head.parts, twin.parts, strict=True):
         a, b = mine.posterior, other.posterior
         shape = b.factor @ b.factor.T

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +13,11 @@ from clapforget.errors import UserError
 from clapforget.posterior import Predictive
 from clapforget.registry import Registry
 
-__all__ = ["SELECTORS", "Candidates", "Selector", "by_class", "find_selector", "selector"]
+__all__ = ["SELECTORS", "Candidates", "Reads", "Selector", "by_class", "find_selector", "selector"]
+
+
+Reads = Literal["nothing", "probabilities", "everything"]
+"""What a selector reads of the posterior's predictive: only that is computed."""
 
 
 @dataclass
@@ -22,7 +27,8 @@ class Candidates:
     labels: Tensor
     """[n]"""
     predictive: Predictive | None
-    """What the strategy's posterior says of them; None where the strategy has no posterior."""
+    """What the strategy's posterior says of them, as much as the selector reads; None where the strategy has no
+    posterior."""
     generator: torch.Generator
     features: Tensor | None = None
     """Unit-norm image features [n, d]; None where the strategy gives none."""
@@ -75,32 +81,36 @@ class Selector:
     """Maps candidates to a score each, [n]; inside a class the highest are kept."""
     two_sided: bool = True
     """Whether ``"name:low"``, which keeps the lowest, means anything."""
+    reads: Reads = "everything"
+
+    def __call__(self, candidates: Candidates) -> Tensor:
+        return self.score(candidates)
 
 
 SELECTORS: Registry[Selector] = Registry("exemplar score", "clapforget.strategies.selection")
 
 
 def selector(
-    name: str, two_sided: bool = True
+    name: str, two_sided: bool = True, reads: Reads = "everything"
 ) -> Callable[[Callable[[Candidates], Tensor]], Callable[[Candidates], Tensor]]:
     """Decorator that registers a function of candidates as a selector."""
 
     def file(score: Callable[[Candidates], Tensor]) -> Callable[[Candidates], Tensor]:
-        SELECTORS.register(name)(Selector(score, two_sided))
+        SELECTORS.register(name)(Selector(score, two_sided, reads))
         return score
 
     return file
 
 
-def find_selector(name: str) -> Callable[[Candidates], Tensor]:
-    """The score of ``"name"`` (the highest are kept) or ``"name:low"`` (the lowest are).
+def find_selector(name: str) -> Selector:
+    """The selector of ``"name"`` (the highest are kept) or ``"name:low"`` (the lowest are).
 
     :raises UserError: for an unknown name or direction, or a direction where there is one only.
     """
     base, colon, direction = name.partition(":")
     found = SELECTORS.get(base)
     if not colon:
-        return found.score
+        return found
     if not found.two_sided:
         raise UserError(f"exemplar score {base!r} has one direction only", f"write {base}")
     if direction != "low":
@@ -108,7 +118,7 @@ def find_selector(name: str) -> Callable[[Candidates], Tensor]:
             f"exemplar score {base!r} has no direction {direction!r}",
             f"write {base} for the highest, {base}:low for the lowest",
         )
-    return lambda candidates: -found.score(candidates)
+    return replace(found, score=lambda candidates: -found.score(candidates))
 
 
 def by_class(labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ __all__ = ["coverage"]
 _SHARPNESS = 0.5
 
 
-@selector("coverage", two_sided=False)
+@selector("coverage", two_sided=False, reads="probabilities")
 def coverage(candidates: Candidates) -> Tensor:
     """Minus the place in the greedy order, [n]."""
     features = candidates.need_features("coverage")

@@ -27,7 +27,7 @@ def distance(candidates: Candidates) -> Tensor:
     return -candidates.own(logits, "distance")
 
 
-@selector("mean_distance")
+@selector("mean_distance", reads="nothing")
 def mean_distance(candidates: Candidates) -> Tensor:
     """Cosine distance of the features to the mean of their class's candidates, [n], 0 to 2."""
     features = candidates.need_features("mean_distance")

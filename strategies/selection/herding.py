@@ -10,7 +10,7 @@ from clapforget.strategies.selection.matching import class_mean, class_weights, 
 __all__ = ["herding"]
 
 
-@selector("herding", two_sided=False)
+@selector("herding", two_sided=False, reads="nothing")
 def herding(candidates: Candidates) -> Tensor:
     """Minus the place in iCaRL's greedy order on unit features, [n].
 

@@ -19,7 +19,7 @@ __all__ = ["information_gain"]
 _RIDGE = 0.1  # λ: where the chosen have a squared length of 0.1, a direction is half known
 
 
-@selector("information_gain", two_sided=False)
+@selector("information_gain", two_sided=False, reads="nothing")
 def information_gain(candidates: Candidates) -> Tensor:
     """Minus the place in the greedy order, [n]; each class by itself."""
     features = candidates.need_features("information_gain")

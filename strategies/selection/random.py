@@ -10,7 +10,7 @@ from clapforget.strategies.selection.base import Candidates, selector
 __all__ = ["random"]
 
 
-@selector("random", two_sided=False)
+@selector("random", two_sided=False, reads="nothing")
 def random(candidates: Candidates) -> Tensor:
     """Uniform scores from the memory's own generator, [n], drawn once a sample.
 

@@ -192,6 +192,16 @@ def test_uncertainties_fit_each_other() -> None:
     assert (said.mutual_information >= 0).all() and (said.entropy <= np.log(5)).all()
 
 
+@models
+def test_probabilities_alone_are_those_of_the_predictive(settings: dict) -> None:
+    world = make_world()
+    head = learned(world, EVERY, **settings)
+    head.hide([2])
+    v = world.v[:, 0]
+    assert torch.equal(head.probs(v), head.predict(v).probs)
+    torch.testing.assert_close(head.probs(v, batch_size=7), head.probs(v))
+
+
 def test_a_hidden_class_is_never_answered() -> None:
     world = make_world()
     head = learned(world, EVERY)

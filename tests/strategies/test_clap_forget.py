@@ -483,8 +483,8 @@ def test_exemplars_are_those_the_posterior_is_most_uncertain_of(
     head_before: list[Tensor] = []
     predict = strategy.exemplar_predictive
 
-    def listen(exp: Any) -> Any:
-        seen = predict(exp)
+    def listen(exp: Any, reads: Any) -> Any:
+        seen = predict(exp, reads)
         head_before.append(seen.entropy.clone())
         return seen
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from clapforget import UserError
+from clapforget.posterior import Predictive
 from clapforget.strategies import UncertaintyBuffer
 from clapforget.strategies.selection import SELECTORS, Candidates, find_selector
 from clapforget.strategies.selection.base import by_class
@@ -30,6 +31,19 @@ def test_every_score_is_a_number_a_sample(make_candidates: MakeCandidates, name:
     assert scores.shape == candidates.labels.shape
     assert scores.isfinite().all()
     assert scores.unique().numel() > 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_score_reads_no_more_of_the_posterior_than_it_says(
+    make_candidates: MakeCandidates, name: str
+) -> None:
+    full, less, find = make_candidates(), make_candidates(), find_selector(name)
+    assert full.predictive is not None
+    if find.reads == "nothing":
+        less.predictive = None
+    elif find.reads == "probabilities":
+        less.predictive = Predictive.of_point(full.predictive.probs)
+    assert torch.equal(find(less), find(full))
 
 
 @pytest.mark.parametrize("name", TWO_SIDED)
