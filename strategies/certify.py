@@ -25,7 +25,7 @@ from clapforget.verify.kept import kept_evidence
 from clapforget.verify.reading import Level
 from clapforget.verify.rules import Claim
 
-__all__ = ["Certifier", "certifier_of", "package_versions"]
+__all__ = ["Certifier", "Look", "certifier_of", "filled", "noted", "package_versions"]
 
 _UNKNOWN = (
     "relearning, fine-tuning on retained data, learned prompts: they attack CLIP, which did not know "
@@ -40,12 +40,17 @@ def package_versions() -> dict[str, str]:
 
 
 @dataclass
-class _Look:
-    """A strategy at one moment: what can be examined of it later."""
+class Look:
+    """A model at one moment: what can be examined of it later."""
 
     subject: Subject
-    views: Views
     weights: dict[str, str]
+    """SHA-256 by part."""
+
+
+@dataclass
+class _Observed(Look):
+    views: Views
 
 
 class Certifier:
@@ -69,7 +74,7 @@ class Certifier:
     def observe(self, strategy: Any, experience: Any, memory_classes: Sequence[int]) -> Any:
         """What has to be held of the strategy as it is now. Called before and after the request."""
         views = request_views(experience, memory_classes, strategy.model.head.labels.tolist())
-        return _Look(subject_of(strategy.model), views, self._hashes(strategy))
+        return _Observed(subject_of(strategy.model), self._hashes(strategy), views)
 
     @staticmethod
     def _hashes(strategy: Any) -> dict[str, str]:
@@ -89,16 +94,12 @@ class Certifier:
         m = request_material(experience, before.views, strategy.request_seed)
         found = self.examine(before.subject, after.subject, m, strategy.request_seed)
         found.evidence += refit_evidence(strategy, experience, forgetting)
-        certificate = certificate_of(
-            found, m, experience.request.title, before.subject.clip, after.subject.clip,
-            strategy.seed, package_versions(), images=experience.data.train.images(sample_ids),
+        certificate = filled(
+            found, m, experience, before, after, sample_ids, forgetting,
+            strategy.clock.train_exp_counter, strategy.seed,
         )  # fmt: skip
-        certificate.event = strategy.clock.train_exp_counter
-        certificate.weights = {"before": before.weights, "after": after.weights}
-        certificate.forgetter = noted(forgetting)
         if kept := strategy.model.head.keeps_of_samples:
             certificate.not_tested.append(f"what the head holds of these images for others: {kept}")
-        certificate.text = _plain(certificate, forgetting)
         return certificate
 
     def examine(self, before: Subject, after: Subject, m: Material, seed: int) -> Examination:
@@ -127,6 +128,26 @@ def certifier_of(certify: bool | Literal["full", "quick"], claim: Claim) -> Cert
     if certify is False:
         return None
     return Certifier("full" if certify is True else certify, claim)
+
+
+def filled(
+    found: Examination, m: Material, experience: Any, before: Look, after: Look, rows: Tensor,
+    forgetting: dict[str, Any], event: int, seed: int,
+) -> Certificate:  # fmt: skip
+    """The certificate of a stream's request by class.
+
+    :param rows: of the request's train images [n]. :param forgetting: the forgetter's notes.
+    :param event: number of the experience.
+    """
+    certificate = certificate_of(
+        found, m, experience.request.title, before.subject.clip, after.subject.clip, seed,
+        package_versions(), images=experience.data.train.images(rows),
+    )  # fmt: skip
+    certificate.event = event
+    certificate.weights = {"before": before.weights, "after": after.weights}
+    certificate.forgetter = noted(forgetting)
+    certificate.text = _plain(certificate, forgetting)
+    return certificate
 
 
 def noted(forgetting: dict[str, Any]) -> dict[str, Any]:

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from clapforget.strategies.certify import Certifier, noted, package_versions
+from clapforget.strategies.certify import Certifier, Look, filled
 from clapforget.strategies.certify_material import request_material, request_views
 from clapforget.strategies.classifier import ClipClassifier
 from clapforget.verify import Certificate, Subject, Views
-from clapforget.verify.document import certificate_of, plain_words, weight_hashes
+from clapforget.verify.document import weight_hashes
 from clapforget.verify.rules import Claim
 
 __all__ = ["ClassifierCertifier"]
-
-
-@dataclass
-class _Look:
-    subject: Subject
-    weights: dict[str, str]
 
 
 class ClassifierCertifier:
@@ -33,7 +26,7 @@ class ClassifierCertifier:
         self.certifier = Certifier(level, claim)
 
     @torch.no_grad()
-    def look(self, model: ClipClassifier) -> _Look:
+    def look(self, model: ClipClassifier) -> Look:
         """The classifier as it is now; later changes of it do not reach what is returned."""
         weights, scale = model.weights.detach().clone(), model.clip.scale.detach()
 
@@ -41,7 +34,7 @@ class ClassifierCertifier:
             return scale * v @ weights.to(v).T
 
         subject = Subject(model.clip, answer, class_weights=weights)
-        return _Look(subject, weight_hashes(model.clip))
+        return Look(subject, weight_hashes(model.clip))
 
     def views(self, experience: Any, held: Sequence[int]) -> Views:
         """Which classes play which part. :param held: labels in the replay memories."""
@@ -51,7 +44,7 @@ class ClassifierCertifier:
         )
 
     def certify(
-        self, experience: Any, views: Views, before: _Look, after: _Look, notes: dict[str, Any],
+        self, experience: Any, views: Views, before: Look, after: Look, notes: dict[str, Any],
         event: int, seed: int,
     ) -> Certificate:  # fmt: skip
         """Examine, and fill in the certificate, on test images.
@@ -59,20 +52,9 @@ class ClassifierCertifier:
         :param notes: the forgetter's. :param event: number of the experience. :param seed: of what
             is random in the examination.
         """
-        data = experience.data
         m = request_material(experience, views, seed)
         found = self.certifier.examine(before.subject, after.subject, m, seed)
         rows = torch.tensor(sorted(experience.dataset.sample_id), dtype=torch.long)
-        certificate = certificate_of(
-            found, m, experience.request.title, before.subject.clip, after.subject.clip, seed,
-            package_versions(), images=data.train.images(rows),
-        )  # fmt: skip
-        certificate.event = event
-        certificate.weights = {"before": before.weights, "after": after.weights}
-        certificate.forgetter = noted(notes)
+        certificate = filled(found, m, experience, before, after, rows, notes, event, seed)
         certificate.not_tested.append(f"not removed: {notes['not_removed']}")
-        certificate.text = plain_words(
-            certificate.request["names"], certificate.verdict, certificate.weakest,
-            certificate.claim,
-        )  # fmt: skip
         return certificate

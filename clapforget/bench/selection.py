@@ -29,6 +29,7 @@ from clapforget.strategies.buffer import UncertaintyBuffer
 from clapforget.strategies.model import ClapModel
 from clapforget.strategies.registry import StrategyOptions, find_strategy
 from clapforget.strategies.selection import SELECTORS, find_selector
+from clapforget.unlearn import DEFAULT_FORGETTER
 
 __all__ = ["LEARNERS", "Panel", "all_scores", "markdown", "measure"]
 
@@ -93,7 +94,7 @@ def measure(
         find_selector(score)
     if reference not in scores:
         raise UserError(f"reference {reference!r}", "name one of the scores")
-    options = StrategyOptions.parse(strategy, "cliperase", settings or {})
+    options = StrategyOptions.parse(strategy, DEFAULT_FORGETTER, settings or {})
     build = find_strategy(strategy)[0].build
     rows: dict[str, list[float]] = {}
     encoded: FeatureCache | None = None
