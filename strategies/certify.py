@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
 
+from clapforget.clip import Clip
 from clapforget.errors import UserError
 from clapforget.strategies.certify_material import (
     knew,
@@ -25,7 +26,7 @@ from clapforget.verify.kept import kept_evidence
 from clapforget.verify.reading import Level
 from clapforget.verify.rules import Claim
 
-__all__ = ["Certifier", "Look", "certifier_of", "filled", "noted", "package_versions"]
+__all__ = ["Certifier", "Look", "certifier_of", "filled", "hashes", "noted", "package_versions"]
 
 _UNKNOWN = (
     "relearning, fine-tuning on retained data, learned prompts: they attack CLIP, which did not know "
@@ -74,14 +75,8 @@ class Certifier:
     def observe(self, strategy: Any, experience: Any, memory_classes: Sequence[int]) -> Any:
         """What has to be held of the strategy as it is now. Called before and after the request."""
         views = request_views(experience, memory_classes, strategy.model.head.labels.tolist())
-        return _Observed(subject_of(strategy.model), self._hashes(strategy), views)
-
-    @staticmethod
-    def _hashes(strategy: Any) -> dict[str, str]:
-        digest = hashlib.sha256()
-        for name, value in sorted(strategy.model.head.state_dict().items()):
-            digest.update(name.encode() + value.cpu().numpy().tobytes())
-        return {**weight_hashes(strategy.model.clip), "head": digest.hexdigest()}
+        model = strategy.model
+        return _Observed(subject_of(model), hashes(model.clip, model.head.state_dict()), views)
 
     def certify(
         self, strategy: Any, experience: Any, before: Any, after: Any, sample_ids: Tensor,
@@ -128,6 +123,14 @@ def certifier_of(certify: bool | Literal["full", "quick"], claim: Claim) -> Cert
     if certify is False:
         return None
     return Certifier("full" if certify is True else certify, claim)
+
+
+def hashes(clip: Clip, head: Mapping[str, Tensor]) -> dict[str, str]:
+    """SHA-256 of CLIP's weights by part, and of a head's state."""
+    digest = hashlib.sha256()
+    for name, value in sorted(head.items()):
+        digest.update(name.encode() + value.cpu().numpy().tobytes())
+    return {**weight_hashes(clip), "head": digest.hexdigest()}
 
 
 def filled(

@@ -8,14 +8,28 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from clapforget.strategies.certify import Certifier, Look, filled
+from clapforget import uncertainty
+from clapforget.posterior import Predictive
+from clapforget.strategies.certify import Certifier, Look, filled, hashes
 from clapforget.strategies.certify_material import request_material, request_views
+from clapforget.strategies.certify_samples import SampleLook, observe_samples, sample_certificate
 from clapforget.strategies.classifier import ClipClassifier
 from clapforget.verify import Certificate, Subject, Views
-from clapforget.verify.document import weight_hashes
 from clapforget.verify.rules import Claim
 
 __all__ = ["ClassifierCertifier"]
+
+
+class _Answers:
+    """A classifier's softmax as a head that knows no uncertainty but that."""
+
+    def __init__(self, weights: Tensor, scale: Tensor) -> None:
+        self.weights, self.scale = weights, scale
+        self.labels = torch.arange(len(weights), device=weights.device)
+
+    def predict(self, v: Tensor) -> Predictive:
+        logits = self.scale * v @ self.weights.to(v).T
+        return Predictive.of_point(logits.softmax(-1), uncertainty.energy(logits))
 
 
 class ClassifierCertifier:
@@ -34,7 +48,19 @@ class ClassifierCertifier:
             return scale * v @ weights.to(v).T
 
         subject = Subject(model.clip, answer, class_weights=weights)
-        return Look(subject, weight_hashes(model.clip))
+        return Look(subject, hashes(model.clip, {"weights": weights}))
+
+    @torch.no_grad()
+    def look_at_samples(self, experience: Any, model: ClipClassifier, views: Views) -> SampleLook:
+        """What the classifier says of a request's samples, and of test images beside them."""
+        weights = model.weights.detach()
+
+        def features(split: Any, rows: Tensor) -> Tensor:
+            return model.clip.encode_image(split.images(rows))
+
+        head = _Answers(weights, model.clip.scale.detach())
+        seen = observe_samples(experience, model.clip, head, views, features)
+        return SampleLook(seen, hashes(model.clip, {"weights": weights}))
 
     def views(self, experience: Any, held: Sequence[int]) -> Views:
         """Which classes play which part. :param held: labels in the replay memories."""
@@ -58,3 +84,14 @@ class ClassifierCertifier:
         certificate = filled(found, m, experience, before, after, rows, notes, event, seed)
         certificate.not_tested.append(f"not removed: {notes['not_removed']}")
         return certificate
+
+    def certify_samples(
+        self, experience: Any, model: ClipClassifier, before: SampleLook, after: SampleLook,
+        notes: dict[str, Any], event: int, seed: int,
+    ) -> Certificate:  # fmt: skip
+        """The certificate of a request that names samples or pairs. Arguments as :meth:`certify`."""
+        rows = torch.tensor(sorted(experience.dataset.sample_id), dtype=torch.long)
+        why = "a classifier that is trained: shadow models would take longer than the stream"
+        return sample_certificate(
+            experience, model.clip, before, after, rows, notes, event, seed, no_shadows=why
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from itertools import chain, islice
 from typing import Any, Literal
 
@@ -44,8 +44,9 @@ class ForgettingPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
     classifier of other classes. :attr:`done` says so of each request. A request of what is gone
     already changes nothing, and says that.
 
-    A request by class ends in a certificate (:attr:`certificates`), by the witnesses and rules of
-    ``clapforget verify``.
+    Every request that has something to do ends in a certificate (:attr:`certificates`): by the witnesses and
+    rules of ``clapforget verify``, or where it names samples or pairs by those of
+    :mod:`clapforget.verify.samples`.
 
     Stands last among ``plugins``. Plugins that keep something of a task when it ends (importances,
     teachers) would take the request for a task and are refused.
@@ -61,7 +62,7 @@ class ForgettingPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
     ) -> None:
         """:param forgetter: a registered name, ``"name:preset"``, or a forgetter.
         :param retain_set: data to retain on, in place of the replay memories.
-        :param certify: the level at which requests by class are examined, or no certificates.
+        :param certify: the level at which requests are examined, or no certificates.
         :param claim: ``association``, or that the image tower holds the class no longer (``knowledge``).
         :raises UserError: for an unknown forgetter, level or claim.
         """
@@ -124,10 +125,7 @@ class ForgettingPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         notes: dict[str, Any] = {"request": experience.request.title, "exemplars_deleted": deleted}
         if done := experience.nothing_to_do:
             return notes | {"steps": 0, "nothing_to_do": done}
-        certifier = self.certifier if labels and ids else None
-        if certifier:
-            held = [int(y) for policy in policies for y in policy.buffer.targets]
-            views, before = certifier.views(experience, sorted(set(held))), certifier.look(model)
+        certify = self._before(experience, model, policies) if ids else None
         changed, steps = model.clip, 0
         if (labels or experience.request.pairs) and ids:
             result = self.forgetter.unlearn(changed, self._task(strategy, experience, policies))
@@ -136,13 +134,33 @@ class ForgettingPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         strategy.optimizer.state.clear()
         what = "what the samples taught the classifier of other classes"
         notes |= {"steps": steps, "not_removed": what}
-        if certifier:
-            event, after = strategy.clock.train_exp_counter, certifier.look(model)
-            seed = self._seed(event)
-            self.certificates.append(
-                certifier.certify(experience, views, before, after, notes, event, seed)
-            )
+        if certify:
+            self.certificates.append(certify(notes, strategy.clock.train_exp_counter))
         return notes
+
+    def _before(
+        self, experience: Any, model: ClipClassifier, policies: list[Any]
+    ) -> Callable[[dict[str, Any], int], Certificate] | None:
+        """Look at the classifier. :returns: what looks again and writes the certificate."""
+        certifier = self.certifier
+        if certifier is None:
+            return None
+        held = sorted({int(y) for policy in policies for y in policy.buffer.targets})
+        views, by_class = certifier.views(experience, held), bool(experience.classes)
+        if by_class:
+            before = certifier.look(model)
+        else:
+            seen = certifier.look_at_samples(experience, model, views)
+
+        def certify(notes: dict[str, Any], event: int) -> Certificate:
+            seed = self._seed(event)
+            if by_class:
+                after = certifier.look(model)
+                return certifier.certify(experience, views, before, after, notes, event, seed)
+            now = certifier.look_at_samples(experience, model, views)
+            return certifier.certify_samples(experience, model, seen, now, notes, event, seed)
+
+        return certify
 
     def _seed(self, event: int) -> int:
         return self.seed * 1_000_003 + event

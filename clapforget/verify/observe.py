@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from clapforget.clip import Clip
-from clapforget.posterior import Head
+from clapforget.posterior import Predictive
 
-__all__ = ["Observation", "ViewObservation", "Views", "observe"]
+__all__ = ["Answering", "Observation", "ViewObservation", "Views", "observe"]
 
 SCORES = ("entropy", "expected_entropy", "mutual_information", "energy")
 """Uncertainties of the head's predictive that are recorded."""
@@ -55,6 +56,16 @@ class ViewObservation:
     scores: dict[str, np.ndarray] = field(default_factory=dict)
 
 
+class Answering(Protocol):
+    """A head, as far as it is looked at."""
+
+    labels: Tensor
+    """Class label of each column [C]."""
+
+    def predict(self, v: Tensor) -> Predictive:
+        """Of image features [n, d]."""
+
+
 @dataclass
 class Observation:
     """A system seen through all views."""
@@ -65,7 +76,7 @@ class Observation:
 @torch.no_grad()
 def observe(
     clip: Clip,
-    head: Head | None,
+    head: Answering | None,
     features: Callable[[tuple[int, ...]], tuple[Tensor, Tensor]],
     views: Views,
     names: Sequence[str],
@@ -89,7 +100,7 @@ def observe(
 
 
 def _look(
-    v: Tensor, labels: Tensor, head: Head | None, text: Tensor, read: Tensor | None
+    v: Tensor, labels: Tensor, head: Answering | None, text: Tensor, read: Tensor | None
 ) -> ViewObservation:
     labels = labels.to(v.device)
     similarity = v @ text.T

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
 from avalanche.training.plugins import EvaluationPlugin, EWCPlugin, ReplayPlugin
@@ -79,13 +80,32 @@ def test_a_class_leaves_replay_classifier_and_clip(clip: Clip, data: ImageData) 
 
 def test_samples_leave_replay_and_clip_stays(clip: Clip, data: ImageData) -> None:
     replay = ReplayPlugin(40, storage_policy=UncertaintyBuffer(40, "random"))
-    strategy = naive(clip, data, [replay, ForgettingPlugin()])
+    plugin = ForgettingPlugin()
+    strategy = naive(clip, data, [replay, plugin])
     ids = data.rows("train", [1]).tolist()[:15]
     learn, forget = stream(data, f"L0-3 F@{','.join(map(str, ids))}").train_stream
     strategy.train(learn)
+    accuracy_before = [accuracy(strategy, data, c) for c in range(4)]
     strategy.train(forget)
     assert not set(replay.storage_policy.sample_ids.tolist()) & set(ids)
     assert strategy.model.clip.fingerprint() == clip.fingerprint()
+    (certificate,) = plugin.certificates
+    assert certificate.request["classes"] == []
+    assert certificate.request["names"] == [data.class_names[1]]
+    assert certificate.forget_data["count"] == 15
+    assert certificate.event == 1
+    weights = certificate.weights
+    assert weights["before"]["all"] == weights["after"]["all"]
+    assert weights["before"]["head"] != weights["after"]["head"]  # what it was taught of the class is gone
+    told = certificate.evidence_by_name("samples_entropy_auroc")
+    assert told is not None and told.n == 15 and 0 < told.value < 1
+    kept = certificate.evidence_by_name("retain_accuracy")
+    assert kept is not None and kept.before == pytest.approx(
+        np.mean([accuracy_before[c] for c in range(4)]), abs=1e-6
+    )
+    assert certificate.verdict == "inconclusive" and certificate.rule.startswith("3")  # 15 are few
+    assert any("shadow models" in line for line in certificate.not_tested)
+    jsonschema.validate(json.loads(json.dumps(certificate.to_dict())), schema())
 
 
 @pytest.mark.parametrize("kind", [ClassBalancedBuffer, ExperienceBalancedBuffer, ReservoirSamplingBuffer])  # fmt: skip
@@ -138,7 +158,8 @@ def test_pairs_leave_clip_with_their_captions(clip: Clip, data: ImageData) -> No
             return make_forgetter("stranger").unlearn(clip, task)
 
     replay = ReplayPlugin(20, storage_policy=UncertaintyBuffer(20, "random"))
-    strategy = naive(clip, data, [replay, ForgettingPlugin(Watched(), certify=False)])
+    plugin = ForgettingPlugin(Watched())
+    strategy = naive(clip, data, [replay, plugin])
     name = data.class_names[1]
     learn, forget = stream(data, f'L0-3 F"{name}"').train_stream
     strategy.train(learn)
@@ -149,6 +170,10 @@ def test_pairs_leave_clip_with_their_captions(clip: Clip, data: ImageData) -> No
     assert len(task.retain) == len(replay.storage_policy) > 0
     assert not any(name in caption for caption in task.retain.names)
     assert strategy.model.clip.fingerprint("text") != before
+    (certificate,) = plugin.certificates
+    lead = certificate.evidence_by_name("pairs_cosine")
+    assert lead is not None and lead.before is not None and lead.before > lead.value
+    assert certificate.rule.startswith("pairs"), certificate.rule
 
 
 def test_what_would_keep_something_is_refused(clip: Clip, data: ImageData) -> None:
