@@ -247,7 +247,9 @@ def main() -> None:
             raise
         _fail(f"{message()}; see 'clapforget --help'")
     if code == _INTERRUPTED:
-        sys.stderr.write("\nclapforget: interrupted; the same command with --resume goes on\n")
+        resumes = sys.argv[1:2] == ["run"]
+        hint = "; the same command with --resume goes on" if resumes else ""
+        sys.stderr.write(f"\nclapforget: interrupted{hint}\n")
     sys.exit(code if isinstance(code, int) else 0)
 
 

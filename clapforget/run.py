@@ -77,6 +77,7 @@ def run_scenario(
     build = find_strategy(request.strategy)[0].build
     base, scenario = _model(request, scenario)
     strategy = build(base, options, request.seed)
+    strategy.check_requests(scenario.requests)
     if encoded is not None:
         strategy.cache.share(encoded.setdefault(strategy.cache.tower, FeatureCache(base)))
     if overwrite and not resume:
@@ -266,7 +267,8 @@ def _closing(summary: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
     lines = [f"  {title:30} {percent(key)}" for title, key in rows]
     lines += [
-        f"  {r['text']:30} {r['verdict'] or 'not examined'} ({', '.join(r['names'])})"
+        f"  {r['text']:30} {r['verdict'] or 'not examined'}"
+        + (f" ({', '.join(r['names'])})" if r["names"] else "")
         for r in summary["requests"]
     ]
     return ["", *lines, ""]

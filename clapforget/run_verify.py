@@ -66,6 +66,8 @@ def verify_models(request: VerifyRequest, say: Callable[[str], None]) -> Certifi
         raise UserError(f"unknown level {request.level!r}", "choose quick or full")
     if request.claim not in ("association", "knowledge"):
         raise UserError(f"unknown claim {request.claim!r}", "choose association or knowledge")
+    if request.seed < 0:
+        raise UserError(f"seed {request.seed}", "give at least 0")
     data = _data(request.data)
     forget = _labels(request.request, data)
     retain = None if request.retain is None else _part(request.retain, data)

@@ -154,7 +154,7 @@ class ImageData:
         """:raises UserError: if any label is none of this data's; ``where`` it was given."""
         if bad := [label for label in labels if not 0 <= label < self.num_classes]:
             raise UserError(
-                f"{where} hold label {bad[0]}, but {self.name} has {self.num_classes} classes",
+                f"label {bad[0]} of {where}: {self.name} has {self.num_classes} classes",
                 f"use labels from 0 to {self.num_classes - 1}",
             )
 

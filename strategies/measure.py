@@ -155,7 +155,7 @@ def stream_metrics(
 
     ===========  ==================================================================================
     spill        retain accuracy lost in this request, on the classes retained after it; of a forget
-                 request only
+                 request only, and one by pairs is aimed at the classes of its images: without them
     relapse      largest rise of a request's forget accuracy, by the strategy or by bare CLIP, from
                  right after it to now, on its classes still forgotten
     persistence  share of the classes forgotten now of which neither rose by more than 10 points since
@@ -163,13 +163,13 @@ def stream_metrics(
     ===========  ==================================================================================
 
     :param events: those before. :param event: this one, with ``kind``, ``classes``, ``learned``,
-        ``forgotten`` and ``accuracy``.
+        ``forgotten``, ``accuracy`` and of a forget request ``aimed_at``.
     """
     now = _restore(event)
     spill = None
     if event["kind"] == "forget" and events:
         before = _restore(events[-1])
-        kept = event["learned"]
+        kept = _to_be_kept(event)
         spill = minus(_mean(before.strategy, kept), _mean(now.strategy, kept))
     rises, worst = [], dict[int, float]()
     for then in (*events, event):
@@ -189,6 +189,11 @@ def stream_metrics(
         "relapse": round(max(found), 6) if found else None,
         "persistence": _average(float(rise <= _RISE) for rise in worst.values()),
     }
+
+
+def _to_be_kept(event: dict[str, Any]) -> list[int]:
+    """Classes retained after a request that it was not aimed at."""
+    return [c for c in event["learned"] if c not in event.get("aimed_at", ())]
 
 
 def summarise(events: Sequence[dict[str, Any]], start: Snapshot, data: ImageData) -> dict[str, Any]:
@@ -231,7 +236,7 @@ def summarise(events: Sequence[dict[str, Any]], start: Snapshot, data: ImageData
     spills, relapses = [], []
     for i, event in enumerate(events):
         if event["kind"] == "forget":
-            kept = event["learned"]
+            kept = _to_be_kept(event)
             then, now = (
                 _mean(snapshots[i - 1].strategy, kept) if i else None,
                 _mean(snapshots[i].strategy, kept),

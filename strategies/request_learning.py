@@ -11,6 +11,7 @@ from torch import Tensor
 from clapforget.errors import UserError
 from clapforget.posterior import Change
 from clapforget.posterior.forgetting import PosteriorForgetting
+from clapforget.scenarios import Forget, Learn, LearnForNow
 from clapforget.strategies.learning import ClapLearning
 
 __all__ = ["RequestLearning", "sample_rows"]
@@ -34,11 +35,8 @@ class RequestLearning(ClapLearning):
         :raises UserError: for a request to learn for now, and a head that can't take it back exactly.
         """
         head = self.model.head
-        if getattr(experience, "for_now", False) and head.keeps_of_samples:
-            raise UserError(
-                f"{type(head).__name__} cannot learn for now: what it learns cannot be taken back "
-                f"exactly, it keeps {head.keeps_of_samples}", "use --strategy exact"
-            )  # fmt: skip
+        if getattr(experience, "for_now", False):
+            self._check_for_now()
         if promoted := getattr(experience, "promoted", ()):
             rows = sample_rows(experience)
             rows = rows[torch.isin(experience.data.train.targets[rows], torch.tensor(promoted))]
@@ -46,6 +44,24 @@ class RequestLearning(ClapLearning):
             change = self._change([], experience.data, rows, v, v, self.memory_views)
             head.forget_samples(change, None, self.posterior_forgetting, self._generator(6))
         super()._learn(experience, eval_streams, **kwargs)
+
+    def check_requests(self, requests: Sequence[Learn | Forget]) -> None:
+        """Whether the head can do what a stream will ask for, before any of it begins.
+
+        :raises UserError: if it can't learn for now, or forget.
+        """
+        if any(isinstance(request, LearnForNow) for request in requests):
+            self._check_for_now()
+        if any(isinstance(request, Forget) for request in requests):
+            self.model.head.hold()
+
+    def _check_for_now(self) -> None:
+        head = self.model.head
+        if head.keeps_of_samples:
+            raise UserError(
+                f"{type(head).__name__} cannot learn for now: what it learns cannot be taken back "
+                f"exactly, it keeps {head.keeps_of_samples}", "use --strategy exact"
+            )  # fmt: skip
 
     def _select(self, experience: Any, samples: tuple[Tensor, Tensor, Tensor]) -> None:
         """What is learned for now leaves no exemplar, so that it costs no other class any. Exemplars

@@ -136,12 +136,14 @@ class Run:
             if r.kind == "learn"
             for c in r.classes
         ]
+        touched = sorted(set(experience.dataset.targets)) if forget else []
         tasks = [event["classes"] for event in self.events if event["kind"] == "learn"]
         tasks += [] if forget else [list(experience.classes)]
         event = {
             "event": index, "kind": experience.kind, "text": experience.title,
             "classes": list(experience.classes),
-            "names": [data.class_names[c] for c in experience.classes],
+            "names": [data.class_names[c] for c in experience.classes or touched],
+            "aimed_at": touched if forget and experience.request.pairs else [],
             "seconds": round(seconds, 2), "learned": retained, "forgotten": forgotten,
             "metrics": event_metrics(seen, tasks, retained, forgotten, data),
             "accuracy": _table(seen), "reliability": seen.reliability,
@@ -214,10 +216,7 @@ def _line(
         numbers += f", forgotten {_percent(m['forget_accuracy'])} (CLIP {_percent(m['zero_shot_forget_accuracy'])})"
     if m["bystander_accuracy"] is not None:
         numbers += f", bystanders {_percent(m['bystander_accuracy'])}"
-    what = (
-        f"{event['text']} ({', '.join(event['names'])})"
-        if event["kind"] == "forget"
-        else event["text"]
-    )
+    names = ", ".join(event["names"]) if event["kind"] == "forget" else ""
+    what = event["text"] + (f" ({names})" if names else "")
     verdict = f": {certificate.verdict.upper()}" if certificate else ""
     return f"[{index + 1}/{total}] {what}{verdict}  {event['seconds']:.0f} s; {numbers}"

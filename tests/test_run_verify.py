@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -90,10 +91,11 @@ def test_check_ends_with_one_where_it_is_another_model(certified: Path, checkpoi
         ({"level": "deep"}, "unknown level"), ({"claim": "all"}, "unknown claim"),
         ({"data": "/nowhere"}, "no train/"), ({"request": "nobody"}, "no class"),
         ({"request": "L3"}, "no class|no request"), ({"after": "/no/file.pt", "model": "lab-tiny"}, "does not exist"),
-        ({"after": "/no/file.pt"}, "of which architecture"), ({"unseen": "F6"}, "to be forgotten and in --unseen"),
+        ({"seed": -1}, "seed -1"), ({"after": "/no/file.pt"}, "of which architecture"),
+        ({"unseen": "F6"}, "to be forgotten and in --unseen"),
     ],
 )  # fmt: skip
-def test_mistakes_are_told(changes: dict[str, str], words: str) -> None:
+def test_mistakes_are_told(changes: dict[str, Any], words: str) -> None:
     request = {
         "before": "lab-tiny",
         "after": "lab-tiny",

@@ -33,7 +33,12 @@ import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
-from clapforget.bench import verify_attacks, verify_cases, verify_harmless  # noqa: F401 (they file the kinds)
+from clapforget.bench import (  # noqa: F401 (they file the kinds)
+    verify_adversary,
+    verify_attacks,
+    verify_cases,
+    verify_harmless,
+)
 from clapforget.bench.verify_kinds import KINDS, Case, Kind
 from clapforget.bench.verify_world import REQUESTS, World
 from clapforget.verify.evidence import Evidence

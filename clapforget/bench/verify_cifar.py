@@ -15,7 +15,12 @@ from typing import Any
 
 import torch
 
-from clapforget.bench import verify_attacks, verify_cases, verify_harmless  # noqa: F401 (they file the kinds)
+from clapforget.bench import (  # noqa: F401 (they file the kinds)
+    verify_adversary,
+    verify_attacks,
+    verify_cases,
+    verify_harmless,
+)
 from clapforget.bench.verify_edits import scramble_names, token_rows
 from clapforget.bench.verify_kinds import KINDS, Case, Kind, bare
 from clapforget.bench.verify_world import World

@@ -77,10 +77,12 @@ class Certificate:
                 f"this is no {FORMAT} ({error})", "give a file that this package wrote"
             ) from error
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the JSON file."""
+        text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
+        path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        path.write_text(text + "\n")
 
 
 def _tuples(piece: dict[str, Any]) -> dict[str, Any]:

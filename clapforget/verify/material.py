@@ -79,7 +79,7 @@ def material_from(
     test_images: int = 30,
     unseen_images: int = 10,
     unseen_classes: int = 40,
-    retain_images: int = 8,
+    retain_images: int = 12,
     shots: int = 20,
     members: int = 0,
     seed: int = 0,

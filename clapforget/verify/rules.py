@@ -17,7 +17,8 @@
 7. **suppressed**: pushed beyond: a piece whose role is ``both`` lies below the reference by more than its margin
    (the other side; Holm). What never was learned does not look so: it gives the request away, and
    what can be seen to be hidden is not gone.
-8. **damaged**: a single kept class lost more than 20 % of its images (binomial test, Holm over the classes).
+8. **damaged**: a single kept class lost more than 20 % of its images (binomial test, Holm over the classes), or
+   what all lost stands in so few of them that some did.
 9. **inconclusive**: nothing stands in for a model that never knew (no twin, no unseen classes).
 10. **inconclusive**: bare CLIP knew the class, knowledge is claimed to be gone, and no witness could judge
    the image tower; or the head alone knew it, still has a column for it and shows neither stored class

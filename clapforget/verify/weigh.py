@@ -68,6 +68,7 @@ def weigh(
 
 
 def _weigh(then: Reading | None, now: Reading, twin: Reading | None) -> Evidence:
+    then, now, twin, note = _told_before(then, now, twin)
     value, interval, error = _mean(now)
     reference = _twin(now, twin) if twin is not None else _unseen(now)
     was = None if then is None else float(np.mean(then.forget))
@@ -76,7 +77,7 @@ def _weigh(then: Reading | None, now: Reading, twin: Reading | None) -> Evidence
         role = "both" if twin is not None else "shown"
     piece = Evidence(
         now.name, now.title, now.group, value, interval, was, direction="equal", n=len(now.forget),
-        note=now.note, margin=now.margin, absolute=now.absolute, role="shown",
+        note="; ".join(filter(None, [now.note, note])), margin=now.margin, absolute=now.absolute, role="shown",
     )  # fmt: skip
     piece.curve, piece.curve_at = _curves(then, now, twin), now.curve_at
     if reference is None:
@@ -112,6 +113,29 @@ def _weigh(then: Reading | None, now: Reading, twin: Reading | None) -> Evidence
     if role == "both" and not piece.holds and piece.p_inside > _ALPHA:
         piece.images_needed = _needed(len(now.forget), error, reference.error, allowed - difference)
     return piece
+
+
+def _told_before(
+    then: Reading | None, now: Reading, twin: Reading | None
+) -> tuple[Reading | None, Reading, Reading | None, str]:
+    """The readings of those forgotten classes alone that a share told from the reference before, where that
+    is some of them: the others had nothing to lose there, and what becomes of their images is chance. With
+    them a note.
+    """
+    reference = _twin(now, twin) if twin is not None else _unseen(now)
+    if then is None or reference is None or not now.share or now.absolute:
+        return then, now, twin, ""
+    classes = np.unique(now.labels)
+    told = classes[_by_class(then.forget, then.labels) - reference.mean >= now.minimum_lead]
+    if not 0 < len(told) < len(classes):
+        return then, now, twin, ""
+
+    def of(reading: Reading) -> Reading:
+        rows = np.isin(reading.labels, told)
+        return replace(reading, forget=reading.forget[rows], labels=reading.labels[rows])
+
+    note = f"of the {len(told)} of {len(classes)} classes that stood out before"
+    return of(then), of(now), None if twin is None else of(twin), note
 
 
 def _scale(

@@ -109,7 +109,7 @@ def test_unknown_labels_and_splits_are_refused(small_lab):
         ({"templates": ("a photo",)}, "'a photo'"),
         ({"templates": ()}, "template"),
         ({"templates": ("a {} {name}",)}, "{name}"),
-        ({"known": frozenset([100])}, "known classes hold label 100"),
+        ({"known": frozenset([100])}, "label 100 of the known classes"),
         ({"neighbour_sets": (frozenset(),)}, "1 neighbour sets for 100"),
         ({"class_names": ("a",) * 100}, "called 'a'"),
         ({"class_names": ("a", "b"), "known": None, "neighbour_sets": ()}, "train targets"),

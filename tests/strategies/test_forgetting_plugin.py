@@ -96,7 +96,9 @@ def test_samples_leave_replay_and_clip_stays(clip: Clip, data: ImageData) -> Non
     assert certificate.event == 1
     weights = certificate.weights
     assert weights["before"]["all"] == weights["after"]["all"]
-    assert weights["before"]["head"] != weights["after"]["head"]  # what it was taught of the class is gone
+    assert (
+        weights["before"]["head"] != weights["after"]["head"]
+    )  # what it was taught of the class is gone
     told = certificate.evidence_by_name("samples_entropy_auroc")
     assert told is not None and told.n == 15 and 0 < told.value < 1
     kept = certificate.evidence_by_name("retain_accuracy")

@@ -12,7 +12,13 @@ import pytest
 
 from clapforget.scenarios import ImageData, stream
 from clapforget.strategies import ClapForget, TrainSettings
-from clapforget.strategies.measure import Snapshot, event_metrics, snapshot, summarise
+from clapforget.strategies.measure import (
+    Snapshot,
+    event_metrics,
+    snapshot,
+    stream_metrics,
+    summarise,
+)
 
 Accuracies = dict[int, float]
 
@@ -218,3 +224,16 @@ def test_proper_scores_are_those_of_the_prediction(learned: ClapForget, data: Im
     brier = (probs**2).sum(1) - 2 * true + 1
     assert seen.calibration["brier"] == pytest.approx(brier.mean(), abs=1e-4)
     assert seen.task_aware == seen.strategy  # one task: to tell it tells nothing
+
+
+def test_a_request_by_pairs_does_not_spill_on_the_classes_it_was_aimed_at(
+    story: list[dict[str, Any]], data: ImageData
+) -> None:
+    last = event("forget", [], [0, 2, 3, 4], [1], {0: 0.9, 1: 0.3, 2: 0.0, 3: 0.5, 4: 0.9},
+                 {1: 0.4, 2: 0.0}, 0.5)  # fmt: skip
+    plain = stream_metrics(story, last)["spill"]
+    aimed = stream_metrics(story, last | {"aimed_at": [2]})["spill"]
+    assert plain == pytest.approx((0.7 + 0.1) / 4)
+    assert aimed == pytest.approx(0.1 / 3, abs=1e-6)
+    found = summarise([*story, last | {"aimed_at": [2]}], Snapshot(), data)["spill"]
+    assert found == pytest.approx(0.1)  # the class request before it cost more

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,15 @@ def test_what_is_no_certificate_is_refused(
     spoil(values)
     with pytest.raises(UserError, match="no clapforget certificate"):
         Certificate.from_dict(values)
+
+
+def test_it_is_saved_by_a_path_in_words_too_and_never_with_what_is_no_number(
+    certificate: Certificate, tmp_path: Path
+) -> None:
+    certificate.save(str(tmp_path / "new" / "c.json"))
+    again = Certificate.from_dict(json.loads((tmp_path / "new" / "c.json").read_text()))
+    assert again.verdict == certificate.verdict
+    broken = replace(certificate, seconds=math.nan)
+    with pytest.raises(ValueError, match="JSON"):
+        broken.save(tmp_path / "d.json")
+    assert not (tmp_path / "d.json").exists()

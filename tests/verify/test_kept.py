@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
 
 from clapforget.verify import Reading, Subject
-from clapforget.verify.kept import found_by_name, kept_evidence
+from clapforget.verify.kept import _together, found_by_name, kept_evidence
 from clapforget.verify.witnesses.association import association, precision_by_column
 from tests.verify.worlds import FORGET, material, scrambled, subject
 
@@ -49,3 +51,38 @@ def test_a_name_finds_an_image_of_its_class_until_it_means_nothing() -> None:
     assert knows.unseen is not None
     assert knows.unseen.mean() < 0.4
     assert knows.role == "shown"
+
+
+@pytest.mark.parametrize(
+    ("lost", "holds"),
+    [
+        ([0] * 50, True),
+        ([1] * 20 + [0] * 30, True),  # 3 % in all, spread
+        ([6] * 5 + [0] * 45, False),  # 5 % in all, in five classes of fifty
+        ([5] * 5 + [0] * 45, False),
+        ([2] * 50, True),  # a sixth of every class
+        ([3] * 2 + [0] * 48, True),  # a quarter of two classes: may be chance at 20 %
+    ],
+)
+def test_a_loss_that_stands_in_few_classes_is_told_from_one_that_all_share(
+    lost: list[int], holds: bool
+) -> None:
+    labels = torch.arange(50).repeat_interleave(12)
+    then = torch.ones(600, dtype=torch.bool)
+    place = torch.arange(12).repeat(50)
+    now = place >= torch.tensor(lost)[labels]
+    piece = _together("", "by whom", then, now, labels)
+    assert piece.holds is holds, piece.note
+    assert piece.drop == pytest.approx(sum(lost) / 600)
+    gained = _together("", "by whom", now, then, labels)
+    assert gained.holds  # what was gained is no loss
+
+
+def test_at_a_fifth_of_every_class_few_classes_are_accused_as_seldom_as_stated() -> None:
+    rng, labels = np.random.default_rng(0), torch.arange(30).repeat_interleave(12)
+    then = torch.ones(360, dtype=torch.bool)
+    accused = [
+        not _together("", "", then, torch.from_numpy(rng.random(360) >= 0.2), labels).holds
+        for _ in range(100)
+    ]
+    assert np.mean(accused) <= 0.1

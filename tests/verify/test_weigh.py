@@ -200,3 +200,23 @@ def test_where_all_classes_are_left_the_mean_accuses() -> None:
     assert piece.p_inside is not None
     assert piece.p_inside < 1e-6
     assert "alone" not in piece.note
+
+
+def test_a_class_that_did_not_stand_out_before_has_nothing_to_lose() -> None:
+    """Two of three forgotten classes stood out; what becomes of the third one's images is chance."""
+    before = by_class([1.0, 1.0, 0.0])
+    gone, chance = one(before, by_class([0.0, 0.0, 0.0])), one(before, by_class([0.0, 0.0, 1.0]))
+    for name in ("value", "before", "p_inside", "p_above", "residue", "n"):
+        assert getattr(chance, name) == getattr(gone, name), name
+    assert chance.before == 1.0
+    assert "of the 2 of 3 classes" in chance.note
+    left = one(before, by_class([0.0, 1.0, 0.0]))
+    assert left.p_inside is not None and left.p_inside < 1e-3
+    assert "classes" not in one(by_class([1.0] * 3), by_class([0.0] * 3)).note
+
+
+def test_of_a_twin_the_same_classes_are_read() -> None:
+    before, twin = by_class([1.0, 1.0, 0.0]), by_class([0.0, 0.1, 0.8])
+    piece = one(before, by_class([0.0, 0.1, 0.0]), twin)
+    assert piece.reference == pytest.approx(0.05)
+    assert piece.value == pytest.approx(0.05)

@@ -9,6 +9,7 @@ from torch import Tensor
 from clapforget.verify.material import Material, Part
 from clapforget.verify.reading import Reading, array, read, witness
 from clapforget.verify.subject import Subject
+from clapforget.verify.witnesses.answers import own_or_any
 
 __all__ = ["association", "precision_by_column"]
 
@@ -46,6 +47,8 @@ def association(subject: Subject, m: Material, seed: int) -> list[Reading]:
         found += [
             read("answer_rank", "images found by the own column of the answer", "behaviour", m,
                  lambda part: _column(subject, m, part), margin=0.5),
+            read("alias_by_head", "images answered by one and the same column that is not kept", "head", m,
+                 lambda part: _alias_answered(subject, m, part), role="accuses"),
         ]  # fmt: skip
         if set(m.forget) & set(subject.column_labels(len(m.names)).tolist()):
             found.append(_shut(subject, m))
@@ -144,7 +147,8 @@ def _alias_answered(subject: Subject, m: Material, part: Part) -> Tensor:
     its own or an alias, so that as much is left as was there however the class is called. Images of a class
     never learned are answered by kept names, most of them.
     """
-    answers = subject.zero_shot(part, m.names, m.templates).argmax(1)
+    logits = subject.logits(part, m.names, m.templates)
+    answers = subject.column_labels(len(m.names)).to(logits.device)[logits.argmax(1)]
     kept, result = m.kept.to(answers.device), torch.zeros(len(answers), device=answers.device)
     for label in part.classes():
         rows = part.labels.to(answers.device) == label
@@ -172,10 +176,5 @@ def _exchange(subject: Subject, m: Material, part: Part) -> Tensor:
 
 
 def _column(subject: Subject, m: Material, part: Part) -> Tensor:
-    columns = subject.column_labels(len(m.names))
-    hits = _precision(subject, m, part)
-    own = part.labels[:, None] == columns[None, :]
-    if own.any(1).all():
-        return (hits * own.to(hits)).sum(1)
-    forgotten = torch.isin(columns, torch.tensor(m.forget))
-    return hits[:, forgotten.to(hits.device)].mean(1)
+    """In the own column; see :func:`~clapforget.verify.witnesses.answers.own_or_any`."""
+    return own_or_any(_precision(subject, m, part), subject.column_labels(len(m.names)), part, m)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,11 +14,14 @@ from clapforget.verify.witnesses.association import precision_by_column
 
 __all__ = ["head_weights"]
 
+_EXPLAINED, _UNEXPLAINED = 0.8, 0.5  # correlations
+
 
 @witness("head_weights")
 def head_weights(subject: Subject, m: Material, seed: int) -> list[Reading]:
     """Images found by the own class's stored vector, whatever is done to the logits after it; none where
-    the head stores no vector for the class.
+    the head stores no vector for the class. Only shown where these vectors are not what answers: where they
+    explain the logits of kept columns, and not those of forgotten ones.
     """
     if subject.class_weights is None:
         return []
@@ -30,5 +34,30 @@ def head_weights(subject: Subject, m: Material, seed: int) -> list[Reading]:
         hits = precision_by_column(scores, negatives, part.labels.to(scores.device))
         return own_or_any(hits, columns, part, m)
 
-    return [read("head_weights", "images found by the head's stored class vector", "head", m, look,
-                 margin=0.5)]  # fmt: skip
+    reading = read("head_weights", "images found by the head's stored class vector", "head", m, look,
+                   margin=0.5)  # fmt: skip
+    if _elsewhere(subject, m, weights, columns):
+        reading.role = "shown"
+        reading.note = "the vectors shown are not those that answer"
+    return [reading]
+
+
+def _elsewhere(subject: Subject, m: Material, weights: Tensor, columns: Tensor) -> bool:
+    """Whether some forgotten column answers by something else than its vector: correlation over images, beside
+    that of kept columns. A column that says the same of every image is another witness's.
+    """
+    parts = [m.test[k] for k in ("forget", "retain")]
+    v = torch.cat([subject.features(part) for part in parts])
+    logits = torch.cat([subject.logits(part, m.names, m.templates) for part in parts]).double()
+    free = logits.isfinite().all(0) & (logits.std(0) > 0)
+    answered, stored = (_standard(x[:, free].double()) for x in (logits, v @ weights.T))
+    agree = (answered * stored).mean(0)
+    kept, gone = (torch.isin(columns.to(free.device)[free], torch.tensor(c, device=free.device))
+                  for c in (m.retain, m.forget))  # fmt: skip
+    if not kept.any() or not gone.any() or agree[kept].median() < _EXPLAINED:
+        return False
+    return bool((agree[gone] < _UNEXPLAINED).any())
+
+
+def _standard(x: Tensor) -> Tensor:
+    return (x - x.mean(0)) / x.std(0, unbiased=False).clamp_min(1e-12)

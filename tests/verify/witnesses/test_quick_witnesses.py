@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from clapforget.verify.witnesses.association import precision_by_column
 from clapforget.verify.witnesses.posterior import KroneckerLaplace, conformal_threshold
 from clapforget.verify.witnesses.rounding import round_weights
 from clapforget.verify.witnesses.transforms import TRANSFORMS
-from tests.verify.worlds import FORGET, clip, data, material, scrambled, subject
+from tests.verify.worlds import FORGET, RETAIN, clip, data, material, scrambled, subject
 
 
 def find(readings: Sequence[Reading], name: str) -> Reading:
@@ -208,3 +209,94 @@ def test_a_masked_head_is_seen_through_its_stored_vectors() -> None:
     assert call("association", "column_shut", who).forget.tolist() == [1.0, 1.0]
     free = Subject(clip(), lambda v, x: clip().scale * v @ text.T - 60.0, list(range(len(text))))
     assert call("association", "column_shut", free).forget.tolist() == [0.0, 0.0]
+
+
+def test_the_place_beside_images_hears_no_text() -> None:
+    """Kept names drawn to where the forgotten images lie change the place beside names, not beside images."""
+    other = clip().trainable_copy([])
+    table, m = other.model.token_embedding.weight, material()
+    ids = [t for c in m.retain for t in other.tokenize([m.names[c]])[0].tolist() if 0 < t < 49406]
+    with torch.no_grad():
+        own = [t for t in other.tokenize([m.names[FORGET[0]]])[0].tolist() if 0 < t < 49406]
+        table[ids] = table[own[0]].clone()
+    straight, drawn = (
+        {r.name: r for r in WITNESSES.get("placement")(who, m, 0)}
+        for who in (subject(), Subject(other))
+    )
+    assert drawn["placement_images"].forget == pytest.approx(
+        straight["placement_images"].forget, abs=1e-6
+    )
+    own = straight["placement"].labels == FORGET[0]
+    assert drawn["placement"].forget[own].mean() > straight["placement"].forget[own].mean() + 0.05
+    known = straight["placement_images"]
+    assert known.unseen is not None and known.retain is not None
+    assert known.forget.mean() < known.unseen.mean() - 0.03
+    assert abs(known.forget.mean() - known.retain.mean()) < 0.05
+
+
+def test_without_images_of_every_kept_class_there_is_no_place_beside_them() -> None:
+    m = material()
+    few = replace(m, shots={**m.shots, "retain": m.shots["retain"].of(m.retain[1:])})
+    for given in (few, replace(m, shots={})):
+        assert [r.name for r in WITNESSES.get("placement")(subject(), given, 0)] == ["placement"]
+
+
+def head_of(columns: Sequence[int], shown: bool = True, spoil: bool = False) -> Subject:
+    """A head of class texts; or one whose forgotten columns answer by something that it does not show."""
+    text = subject().names(material().names, material().templates)[list(columns)]
+
+    def answer(v: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        logits = 30 * v @ text.T
+        if spoil:
+            noise = torch.randn(len(v), len(FORGET), generator=generator_for(0, 3))
+            logits[:, : len(FORGET)] = -60 * (1 + noise.abs())
+        return logits
+
+    return Subject(clip(), answer, list(columns), text if shown else None)
+
+
+def test_a_head_without_a_forgotten_column_finds_none_and_is_a_number() -> None:
+    for columns in (RETAIN, (FORGET[0], *RETAIN)):
+        for name in ("answer_rank", "alias_by_head"):
+            seen = call("association", name, head_of(columns))
+            assert np.isfinite(seen.forget).all(), (columns, name)
+            assert seen.unseen is not None and np.isfinite(seen.unseen).all()
+            assert (seen.forget[seen.labels == FORGET[1]] <= 0.5).all()
+    assert not call("association", "answer_rank", head_of(RETAIN)).forget.any()
+
+
+def test_another_column_that_answers_for_the_class_is_found() -> None:
+    columns = [*FORGET, *RETAIN]
+    straight = call("association", "alias_by_head", head_of(columns))
+    swapped = call(
+        "association",
+        "alias_by_head",
+        replace_columns(head_of(columns), [FORGET[1], FORGET[0], *RETAIN]),
+    )
+    assert straight.forget.mean() > 0.9
+    assert swapped.forget.mean() == straight.forget.mean()
+    gone = call("association", "alias_by_head", head_of(RETAIN))
+    assert not gone.forget.any()
+
+
+def replace_columns(who: Subject, columns: Sequence[int]) -> Subject:
+    return Subject(who.clip, who.answer, list(columns), who.class_weights)
+
+
+def test_vectors_that_are_not_what_answers_are_only_shown() -> None:
+    columns = [*FORGET, *RETAIN]
+    honest, decoy = (
+        call("head_weights", "head_weights", head_of(columns, spoil=spoil))
+        for spoil in (False, True)
+    )
+    assert honest.role == "both"
+    assert decoy.role == "shown" and "not those that answer" in decoy.note
+    constant = head_of(columns)
+    free = constant.answer
+    assert free is not None
+
+    def shut(v: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        return free(v, images).index_fill(1, torch.tensor([0, 1]), -torch.inf)
+
+    other = Subject(clip(), shut, columns, constant.class_weights)
+    assert call("head_weights", "head_weights", other).role == "both"  # another witness's
