@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.plugins.evaluation import default_evaluator
+from torch import Tensor
 
 from clapforget.clip import Clip
 from clapforget.posterior import Change, Head
@@ -153,6 +154,7 @@ class ClapForget(RequestLearning):
         elif by_sample and (experience.request.pairs or self.samples_in_clip):
             result = self.forgetter.unlearn(clip, pair_task(self, experience, rows))
         losses: dict[str, Any] = dict(result.losses)
+        emptied = self._emptied(experience, rows) if by_sample else []
 
         memory_before = self.memory_views
         self.seen.drop(data.train, rows)
@@ -172,6 +174,7 @@ class ClapForget(RequestLearning):
             settings, rng = self.posterior_forgetting, self._generator(6)
             if by_sample and unlearns:
                 change = _of_awake_classes(change, self.model.head)
+                self.model.head.retire(self.model.head.met(emptied))
                 losses |= self.model.head.forget_samples(change, held, settings, rng)
             else:
                 losses |= self.model.head.forget(change, held, settings, rng)
@@ -180,8 +183,19 @@ class ClapForget(RequestLearning):
         towers = [t for t in ("image", "text") if clip.fingerprint(t) != result.clip.fingerprint(t)]
         return {
             "steps": result.steps, "towers": towers, "losses": losses, **result.notes,
-            **self._scope(experience),
+            **self._scope(experience), **({"emptied": emptied} if emptied else {}),
         }  # fmt: skip
+
+    @staticmethod
+    def _emptied(experience: Any, rows: Tensor) -> list[int]:
+        """Classes of which no learned image is left after a request by samples: with nothing behind it, a
+        column at the prior would take other classes' images."""
+        targets = experience.data.train.targets
+        left = torch.ones(len(targets), dtype=torch.bool)
+        left[rows] = False
+        left[torch.tensor(experience.forgotten_samples, dtype=torch.long)] = False
+        touched = targets[rows].unique()
+        return touched[~torch.isin(touched, targets[left])].tolist()
 
     def _only_learned_for_now(self, experience: Any) -> list[int]:
         """Classes that were learned for now and that pretraining does not know: of them there is

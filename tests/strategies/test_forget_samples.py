@@ -167,3 +167,39 @@ def test_samples_in_clip_need_captions(data: ImageData, make_strategy: MakeStrat
     strategy = make_strategy(posterior="exact", samples_in_clip=True)
     with pytest.raises(UserError, match="has no captions"):
         lived(strategy, bare, f"L0-3 F@{ids_of(data, 1, 1)[0]}")
+
+
+@pytest.mark.parametrize("posterior", ["variational", "exact"])
+def test_a_class_of_which_no_image_is_left_takes_none_of_others(
+    posterior: str, data: ImageData, make_strategy: MakeStrategy
+) -> None:
+    """Its column would stand at the prior, with nothing behind it."""
+    every = ids_of(data, 1, 1000)
+    text = f"L0-3 F@{text_of(every[:3])} F@{text_of(every[3:])} L4"
+    learn, first, rest, later = stream(data, text).train_stream
+    strategy = make_strategy(posterior=posterior, certify=False)
+    strategy.train(learn)
+    strategy.train(first)
+    assert "emptied" not in strategy.last_forgetting
+    head = strategy.model.head
+    assert not head.retired.any()
+    kept = [0, 2, 3]
+    before = weights_of(strategy, kept)
+    strategy.train(rest)
+    assert strategy.last_forgetting["emptied"] == [1]
+    assert head.labels[head.retired].tolist() == [1]
+    torch.testing.assert_close(weights_of(strategy, kept), before, atol=1e-4, rtol=1e-4)
+    rows = data.rows("test", kept)
+    answers = head.labels[head.probs(strategy.cache(data.test, rows)).argmax(1)]
+    assert not (answers == 1).any()
+    strategy.train(later)
+    assert strategy.model.head.labels[strategy.model.head.retired].tolist() == [1]
+
+
+def weights_of(strategy: ClapForget, labels: list[int]) -> torch.Tensor:
+    """Mean class weights [n, d] of a trained head; nothing of one that is solved for."""
+    head = strategy.model.head
+    if not hasattr(head, "weights"):
+        return torch.zeros(0)
+    weights = head.weights()
+    return (weights.x + weights.mu)[head.columns(labels)].detach()
