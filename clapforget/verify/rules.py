@@ -24,7 +24,8 @@
    the image tower; or the head alone knew it, still has a column for it and shows neither stored class
    vectors nor nats of a posterior (answers alone cannot tell what a head holds back); or a piece whose role
    is ``both`` is not shown to be at most the margin above the reference (one-sided test at 5 %; all must
-   pass, so no correction).
+   pass, so no correction); or the place of the images is not shown to be at most the margin beyond it either:
+   images that were put where no unseen class lies were put there.
 11. **forgotten**. A piece of evidence that only accuses and lies clearly beyond the reference on the other
    side is named as a scar.
 """
@@ -147,9 +148,9 @@ def _gone_from_answers(
     if _head_not_shown(found, answers):
         return ("inconclusive", "10: the head alone knew the class, and shows nothing but answers",
                 "give the head's stored class vectors or the nats of its posterior")  # fmt: skip
-    unclear = [p for p in must if not p.holds]
+    unclear = [p for p in must if not p.holds or _displaced(p, rules.alpha)]
     if unclear:
-        worst = max(unclear, key=lambda p: p.p_above or 0.0)
+        worst = max(unclear, key=lambda p: max(p.p_above or 0.0, p.p_below or 0.0))
         need = "no number of images settles it: more unseen classes are needed"
         if worst.images_needed is not None:
             need = f"about {worst.images_needed} images of the forgotten classes would settle it"
@@ -159,6 +160,11 @@ def _gone_from_answers(
     scars = [p.title for p in judged if p.scar]
     scar = f"; a scar gives it away: {', '.join(scars)}" if scars else ""
     return ("forgotten", f"11: nothing above the reference{scar}", describe(nearest))
+
+
+def _displaced(piece: Evidence, alpha: float) -> bool:
+    """Whether a piece about the images' place is not shown to be near the reference on the far side."""
+    return piece.group == "visual" and piece.p_below is not None and piece.p_below > alpha
 
 
 def _hurt(evidence: Sequence[Evidence]) -> Evidence | None:

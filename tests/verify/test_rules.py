@@ -67,6 +67,8 @@ TABLE: list[tuple[str, dict[str, dict[str, Any]], tuple[str, str]]] = [
      {n: NO_REFERENCE for n in clean() if "accuracy" not in n and "class" not in n}, ("inconclusive", "9")),
     ("nothing judges the image tower", {"placement": NO_VISUAL}, ("inconclusive", "10")),
     ("not shown to be gone", {"wordings_best": {"p_above": 0.2, "holds": False}}, ("inconclusive", "10")),
+    ("put beyond any unseen class", {"placement": {"p_below": 0.3}}, ("inconclusive", "10")),
+    ("a wording beyond is but a scar", {"wordings_best": {"p_below": 0.3}}, ("forgotten", "11")),
     ("who only accuses need not clear", {"relearning_5": {"p_above": 0.2, "holds": False}}, ("forgotten", "11")),
 ]  # fmt: skip
 
