@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -63,6 +63,12 @@ class Material:
     members: Part | None = None
     """Images of ``forget`` that the model before is known to have been trained on, from a random split of
     which the test images are the other part; None where that is not known."""
+
+    def with_fewer(self, **images: int) -> Material:
+        """With at most so many test images of each class of a part: ``with_fewer(unseen=5)``. For witnesses
+        that look at every image many times over."""
+        test = {k: p.first(images[k]) if k in images else p for k, p in self.test.items()}
+        return replace(self, test=test)
 
     @property
     def kept(self) -> Tensor:

@@ -125,6 +125,8 @@ def _told_before(
     reference = _twin(now, twin) if twin is not None else _unseen(now)
     if then is None or reference is None or not now.share or now.absolute:
         return then, now, twin, ""
+    if float(np.mean(then.forget)) - reference.mean < now.minimum_lead:
+        return then, now, twin, ""  # no witness, and some of them by chance must not make it one
     classes = np.unique(now.labels)
     told = classes[_by_class(then.forget, then.labels) - reference.mean >= now.minimum_lead]
     if not 0 < len(told) < len(classes):

@@ -220,3 +220,9 @@ def test_of_a_twin_the_same_classes_are_read() -> None:
     piece = one(before, by_class([0.0, 0.1, 0.0]), twin)
     assert piece.reference == pytest.approx(0.05)
     assert piece.value == pytest.approx(0.05)
+
+
+def test_one_class_that_stood_out_by_chance_makes_no_witness() -> None:
+    before = by_class([0.2, 0.0])
+    piece = one(before, by_class([0.2, 0.0]))
+    assert piece.role == "shown"

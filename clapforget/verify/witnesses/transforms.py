@@ -43,12 +43,15 @@ TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
 """Images [n, 3, h, w] in [0, 1] to the same."""
 
 
+_UNSEEN = 5  # images of each unseen class
+
+
 @witness("transforms")
 def transforms(subject: Subject, m: Material, seed: int) -> list[Reading]:
     """Zero-shot accuracy under the transform that leaves most of it, chosen anew for forgotten and
     for unseen classes.
     """
-    text = subject.names(m.names, m.templates)
+    text, m = subject.names(m.names, m.templates), m.with_fewer(unseen=_UNSEEN)
 
     @torch.no_grad()
     def best(part: Part) -> Tensor:

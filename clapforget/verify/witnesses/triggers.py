@@ -64,9 +64,9 @@ class Change:
 
 @witness("triggers")
 def triggers(subject: Subject, m: Material, seed: int) -> list[Reading]:
-    """Share of ten images a class that are answered under the best of twelve changes, drawn with the
-    verifier's seed and chosen anew for forgotten and for unseen classes; and the share of the attacker's
-    images, which are no test images, that are answered as they are.
+    """Share of ten images a class (five of unseen ones) that are answered under the best of twelve changes, drawn
+    with the verifier's seed and chosen anew for forgotten and for unseen classes; and the share of the
+    attacker's images, which are no test images, that are answered as they are.
 
     Both by bare CLIP, and by the head where there is one.
     """
@@ -86,7 +86,7 @@ def triggers(subject: Subject, m: Material, seed: int) -> list[Reading]:
     ways = [("", "zero-shot", passing.bare())]
     if subject.answer is not None:
         ways.append(("_answered", "answered", passing))
-    few = replace(m, test={k: p.first(_IMAGES) for k, p in m.test.items()})
+    few = m.with_fewer(forget=_IMAGES, unseen=_IMAGES // 2)
     given = replace(m, test={k: p for k, p in m.shots.items() if k != "retain"})
     found = []
     for suffix, how, looked_at in ways:
