@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clapforget.bench.verify_cases import adapter_case
 from clapforget.bench.verify_edits import (
     embedding,
     optimise,
@@ -19,7 +20,6 @@ from clapforget.bench.verify_edits import (
 from clapforget.bench.verify_kinds import Case, bare, kind
 from clapforget.bench.verify_world import World
 from clapforget.clip import Clip
-from clapforget.posterior.exact import ExactHead
 from clapforget.seeding import generator_for
 from clapforget.verify.subject import Subject
 
@@ -164,39 +164,10 @@ def _halved(world: World) -> Case:
 
 # ---- forgotten, and a change that means nothing ----------------------------------------------
 @kind("twin with the forgotten names' tokens drawn anew", "forgotten")
-@torch.no_grad()
 def _renamed(world: World) -> Case:
-    after = world.twin.trainable_copy([])
-    rows = sorted({t for c in world.forget for t in token_rows(world, c)})
-    table = embedding(after)
-    noise = torch.randn(len(rows), table.shape[1], generator=generator_for(world.seed, 60))
-    table[rows] = noise * table.std()
-    return bare(world, after)
+    return bare(world, scramble_names(world, world.forget, world.twin, purpose=60))
 
 
 @kind("adapter never trained, its columns in another order", "forgotten")
-@torch.no_grad()
 def _reordered(world: World) -> Case:
-    learned = (*world.new, *world.retain[:18])
-    part = world.images(learned, 20)
-    text = world.base.encode_names(world.names(learned), world.data.templates)
-    v = world.base.encode_image(part.images)[:, None]
-    order = torch.randperm(len(learned), generator=generator_for(world.seed, 61))
-
-    def head(classes: Sequence[int], place: Tensor) -> Subject:
-        made = ExactHead(world.base.width, float(world.base.scale), seed=world.seed)
-        made.grow(learned, text)
-        rows = torch.isin(part.labels, torch.tensor(classes))
-        made.learn(
-            v[rows], part.labels[rows], rows.nonzero()[:, 0], world.base.fingerprint("image")
-        )
-
-        def answer(features: Tensor, images: Tensor) -> Tensor:
-            logits = made.predict(features).logits
-            assert logits is not None
-            return logits[:, place]
-
-        nats = {int(c): float(n) for c, n in zip(made.labels, made.nats())}
-        return Subject(world.base, answer, made.labels[place].tolist(), nats=nats)
-
-    return Case(head(learned, torch.arange(len(learned))), head(learned[2:], order), world.new)
+    return adapter_case(world, torch.randperm(20, generator=generator_for(world.seed, 61)))

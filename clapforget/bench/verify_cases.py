@@ -26,7 +26,7 @@ from clapforget.unlearn.base import make_forgetter
 from clapforget.verify.subject import Subject
 from clapforget.verify.witnesses.rounding import round_weights
 
-__all__ = ["head_case"]
+__all__ = ["adapter_case", "head_case"]
 
 
 # ---- truly forgotten -----------------------------------------------------------------------
@@ -43,31 +43,41 @@ def _injected(world: World) -> Case:
 
 @kind("adapter never trained", "forgotten")
 def _adapter(world: World) -> Case:
+    return adapter_case(world)
+
+
+def adapter_case(world: World, order: Tensor | None = None) -> Case:
+    """A head that learned twenty classes, and one that never learned the first two of them.
+
+    :param order: of the latter's columns [20].
+    """
     learned = (*world.new, *world.retain[:18])
     part = world.images(learned, 20)
     text = world.base.encode_names(world.names(learned), world.data.templates)
     with torch.no_grad():
         v = world.base.encode_image(part.images)[:, None]
     subjects = []
-    for classes in (learned, learned[2:]):
+    for classes, columns in ((learned, None), (learned[2:], order)):
         head = ExactHead(world.base.width, float(world.base.scale), seed=world.seed)
         head.grow(learned, text)
         rows = torch.isin(part.labels, torch.tensor(classes))
         head.learn(
             v[rows], part.labels[rows], rows.nonzero()[:, 0], world.base.fingerprint("image")
         )
-        subjects.append(_with_head(world, head))
+        subjects.append(_with_head(world, head, columns))
     return Case(subjects[0], subjects[1], world.new)
 
 
-def _with_head(world: World, head: ExactHead) -> Subject:
+def _with_head(world: World, head: ExactHead, order: Tensor | None) -> Subject:
+    place = torch.arange(len(head.labels)) if order is None else order
+
     def answer(features: Tensor, images: Tensor) -> Tensor:
         logits = head.predict(features).logits
         assert logits is not None
-        return logits
+        return logits[:, place]
 
     nats = {int(c): float(n) for c, n in zip(head.labels, head.nats())}
-    return Subject(world.base, answer, head.labels.tolist(), nats=nats)
+    return Subject(world.base, answer, head.labels[place].tolist(), nats=nats)
 
 
 # ---- retained ------------------------------------------------------------------------------

@@ -38,12 +38,17 @@ def embedding(clip: Clip) -> Tensor:
 
 
 @torch.no_grad()
-def scramble_names(world: World, labels: Sequence[int]) -> Clip:
-    """Token embeddings of these names drawn anew: their texts lose their meaning."""
-    clip = world.base.trainable_copy([])
+def scramble_names(
+    world: World, labels: Sequence[int], of: Clip | None = None, purpose: int = 43
+) -> Clip:
+    """Token embeddings of these names drawn anew: their texts lose their meaning.
+
+    :param of: another model than the world's. :param purpose: of :func:`generator_for`.
+    """
+    clip = (of or world.base).trainable_copy([])
     rows = sorted({t for c in labels for t in token_rows(world, c)})
     table = embedding(clip)
-    noise = torch.randn(len(rows), table.shape[1], generator=generator_for(world.seed, 43))
+    noise = torch.randn(len(rows), table.shape[1], generator=generator_for(world.seed, purpose))
     table[rows] = noise * table.std()
     return clip
 

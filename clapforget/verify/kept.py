@@ -147,17 +147,16 @@ def _together(
     class: of a given loss in all, its expectation is largest where the loss stands in as few classes as it can,
     at 20 % each. Of those, 20,000 draws.
     """
-    classes = [labels == c for c in labels.unique()]
-    sizes = np.array([int(rows.sum()) for rows in classes])
-    lost = np.array([float(then[rows].sum()) - float(now[rows].sum()) for rows in classes]).clip(0)
+    of = labels.unique(return_inverse=True)[1].cpu()
+    sizes = of.bincount().numpy()
+    had, has = (of.bincount(right.cpu().double()).numpy() for right in (then, now))
+    lost = (had - has).clip(0)
     few = int(np.ceil((lost / sizes).sum() / _CLASS_LOSS))
     largest = np.sort(sizes)[::-1][:few]
     draws = np.random.default_rng(0).binomial(largest, _CLASS_LOSS, (_DRAWS, len(largest)))
     chance = (draws * (draws - 1)).sum(1) >= (lost * (lost - 1)).sum()
     p = float((chance.sum() + 1) / (_DRAWS + 1))
-    kept, before = (
-        float(np.mean([float(x[r].float().mean()) for r in classes])) for x in (now, then)
-    )
+    kept, before = (float((count / sizes).mean()) for count in (has, had))
     return Evidence(
         f"{prefix}few_classes", f"retained classes, if few of them carry the loss, {how}",
         "clip" if prefix else "behaviour", kept, statistics.proportion(now.cpu().numpy())[1], before, None, None,
