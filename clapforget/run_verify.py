@@ -92,6 +92,8 @@ def verify_models(request: VerifyRequest, say: Callable[[str], None]) -> Certifi
     if before.name != "lab-tiny" and request.data == "lab":
         data = replace(data, known=None)  # what the built-in model knows says nothing of this one
     m = material_from(data, forget, retain=retain, unseen=unseen, seed=request.seed)
+    if twin is None and not m.unseen:
+        say("no --unseen and no --twin: nothing stands in for never learned; at best inconclusive")
     found = examine(
         Subject(before), Subject(after), m, None if twin is None else Subject(twin),
         level=request.level, claim=request.claim, seed=request.seed,

@@ -19,13 +19,17 @@ def proportion(right: np.ndarray) -> tuple[float, Interval]:
     return k / n, (float(low), float(high))
 
 
-def mean(values: np.ndarray) -> tuple[float, Interval]:
-    """A mean with its t interval; of a single value, the value itself."""
+def mean(values: np.ndarray, share: bool = False) -> tuple[float, Interval]:
+    """A mean with its t interval; of a single value, the value itself.
+
+    :param share: values in [0, 1], which the interval does not leave.
+    """
     centre = float(np.mean(values))
     if len(values) < 2:
         return centre, (centre, centre)
     half = float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
-    return centre, (centre - half, centre + half)
+    low, high = centre - half, centre + half
+    return centre, (max(0.0, low), min(1.0, high)) if share else (low, high)
 
 
 def paired_drop(before: np.ndarray, after: np.ndarray) -> tuple[float, Interval]:

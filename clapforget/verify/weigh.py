@@ -184,7 +184,7 @@ def _mean(reading: Reading) -> tuple[float, statistics.Interval, float]:
         error = math.sqrt(smooth * (1 - smooth) / n)
         if set(np.unique(values)) <= {0.0, 1.0}:
             return value, statistics.proportion(values)[1], error
-        return value, statistics.mean(values)[1], max(error, float(stats.sem(values)))
+        return value, statistics.mean(values, share=True)[1], max(error, float(stats.sem(values)))
     if n == 1:
         return value, (value, value), 0.0
     return value, statistics.mean(values)[1], float(stats.sem(values))
@@ -215,7 +215,7 @@ def _unseen(reading: Reading) -> _Reference | None:
     if reading.unseen is None or reading.unseen_labels is None or not len(reading.unseen):
         return None
     means = _by_class(reading.unseen, reading.unseen_labels)
-    centre, interval = statistics.mean(means)
+    centre, interval = statistics.mean(means, reading.share)
     spread = float(means.std(ddof=1)) if len(means) > 1 else float(np.std(reading.unseen))
     return _Reference(
         centre, spread / math.sqrt(len(means)), spread, interval, "unseen classes", len(means)

@@ -37,6 +37,13 @@ def test_a_mean_has_students_interval() -> None:
     assert interval == pytest.approx((expected.low, expected.high))
 
 
+def test_the_interval_of_a_share_stays_within_zero_and_one() -> None:
+    few, many = np.array([0.0, 0.0, 0.1]), np.array([1.0, 1.0, 0.9])
+    assert statistics.mean(few)[1][0] < 0 < statistics.mean(few, share=True)[1][1]
+    assert statistics.mean(few, share=True)[1][0] == 0
+    assert statistics.mean(many)[1][1] > 1 == statistics.mean(many, share=True)[1][1]
+
+
 def test_a_single_value_is_its_own_interval() -> None:
     assert statistics.mean(np.array([2.5])) == (2.5, (2.5, 2.5))
 
