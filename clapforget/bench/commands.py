@@ -52,6 +52,9 @@ def bench_methods(
     reference: Annotated[
         str, typer.Option(help="Method that differences are to; default: the last.")
     ] = "",
+    model: Annotated[
+        str | None, typer.Option(help="Model name or weights file; default: the scenario's own.")
+    ] = None,
     json_file: Json = None,
     markdown_file: Markdown = None,
 ) -> None:
@@ -61,7 +64,8 @@ def bench_methods(
     numbers = parse_numbers(seeds, "--seeds") or []
     _measured(
         lambda: measure(
-            scenario, methods, numbers, out, data, sequence, per_class, reference, parse_settings, say
+            scenario, methods, numbers, out, data, sequence, per_class, reference, model,
+            parse_settings, say,
         ),
         json_file, markdown, markdown_file,
     )  # fmt: skip

@@ -3,8 +3,9 @@
 A method is written as on the command line, its settings after commas: ``exact``,
 ``clapforget:released``, ``exact,exact.features=0``. A seed orders the classes and seeds the method; all
 methods see the same order at the same seed, so that differences are paired. Each run leaves the folder
-that ``clapforget run`` would; one that is finished is not repeated, one that was cut short goes on.
-Runs share the frozen image features, so their seconds are those of learning.
+that ``clapforget run`` would; one that is finished is not repeated, one that was cut short goes on. What
+all runs of a folder share (scenario, data, sequence, images a class, model) is written there as
+``streams.json``, and a folder of other streams is refused. Runs share the frozen image features, so their seconds are those of learning.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def parse_method(text: str) -> tuple[str, list[str]]:
 def measure(
     scenario: str, methods: Sequence[str], seeds: Sequence[int], folder: Path,
     data: str | None = None, sequence: str = "learn-only", per_class: int = 0, reference: str = "",
-    settings: Callable[[list[str]], dict[str, Any]] = lambda pairs: {},
+    model: str | None = None, settings: Callable[[list[str]], dict[str, Any]] = lambda pairs: {},
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
     """All figures, as plain values.
@@ -50,22 +51,30 @@ def measure(
     :param methods: see :func:`parse_method`. :param folder: of the runs' folders.
     :param per_class: learn from so many training images a class, drawn with the seed; 0: from all.
     :param reference: the method that differences are to; default: the last one.
+    :param model: name or weights file; default: the scenario's own.
     :param settings: from ``GROUP.NAME=VALUE`` texts to values by name.
-    :raises UserError: before anything runs, for a method that can't run.
+    :raises UserError: before anything runs, for a method that can't run, or a folder of other streams.
     """
     reference = reference or methods[-1]
     if reference not in methods:
         raise UserError(f"reference {reference!r}", "name one of the methods")
     requests = {
         (method, seed): RunRequest(
-            scenario, strategy, data=data, seed=seed, sequence=sequence, settings=settings(values)
+            scenario, strategy, model=model, data=data, seed=seed, sequence=sequence,
+            settings=settings(values),
         )
         for seed in seeds
         for method in methods
         for strategy, values in [parse_method(method)]
-    }
+    }  # fmt: skip
     for request in requests.values():  # complains now rather than after hours
         StrategyOptions.parse(request.strategy, request.forgetter, request.settings)
+    streams = {
+        "scenario": scenario, "data": None if data is None else str(Path(data).absolute()),
+        "sequence": sequence, "per_class": per_class,
+        "model": str(Path(model).absolute()) if model and Path(model).exists() else model,
+    }  # fmt: skip
+    _keep_apart(folder, streams)
     encoded: dict[str, FeatureCache] = {}
     rows: dict[str, list[dict[str, float]]] = {method: [] for method in methods}
     for (method, seed), request in requests.items():
@@ -84,6 +93,29 @@ def measure(
         "scenario": scenario, "sequence": sequence, "seeds": list(seeds), "per_class": per_class,
         "reference": reference, "rows": rows, "table": _table(rows, reference),
     }  # fmt: skip
+
+
+def _keep_apart(folder: Path, streams: dict[str, Any]) -> None:
+    """See that the runs in a folder are of these streams, and say so there."""
+    told = folder / "streams.json"
+    if folder.is_file():
+        raise UserError(f"--out {folder} is a file", "name a folder")
+    if told.is_file():
+        try:
+            before = dict(json.loads(told.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{told} cannot be read ({error})", "choose another --out") from error
+        other = [key for key in streams if before.get(key) != streams[key]]
+        if other:
+            raise UserError(
+                f"{folder} holds runs with another {' and '.join(other)} (see {told.name})",
+                "choose another --out",
+            )
+    elif any(folder.glob("*/summary.json")):
+        raise UserError(f"{folder} holds runs of streams that are not told", "choose another --out")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        told.write_text(json.dumps(streams, indent=1) + "\n")
 
 
 def few_images(per_class: int, seed: int) -> Callable[[Any], Any]:

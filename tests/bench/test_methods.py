@@ -10,9 +10,10 @@ import torch
 from scipy import stats
 from typer.testing import CliRunner
 
-from clapforget import UserError
+from clapforget import UserError, load_clip
 from clapforget.bench.methods import MEASURES, _table, few_images, markdown, measure, parse_method
 from clapforget.cli import app
+from clapforget.pretrain import save_clip
 from clapforget.scenarios import build_scenario
 
 
@@ -74,6 +75,30 @@ def test_runs_are_kept_and_not_repeated(tmp_path: Path) -> None:
     assert said.exit_code == 0, said.output
     assert times == [p.stat().st_mtime_ns for p in summaries]
     assert json.loads((tmp_path / "two.json").read_text()) == found
+    for other in (["--per-class", "5"], ["--model", "cifar100-tiny"], ["--sequence", "L0-9"]):
+        said = CliRunner().invoke(app, [*command, *other])
+        name = other[0].strip("-").replace("-", "_")
+        assert isinstance(said.exception, UserError), other
+        assert f"holds runs with another {name} " in str(said.exception)
+    (tmp_path / "runs" / "streams.json").write_text("[")
+    with pytest.raises(UserError, match="cannot be read"):
+        measure("lab-smoke", ["zero-shot"], [0], tmp_path / "runs", per_class=4)
+    (tmp_path / "runs" / "streams.json").unlink()
+    with pytest.raises(UserError, match="not told"):
+        measure("lab-smoke", ["zero-shot"], [0], tmp_path / "runs", per_class=4)
+    with pytest.raises(UserError, match="is a file"):
+        measure("lab-smoke", ["zero-shot"], [0], tmp_path / "one.json", per_class=4)
+
+
+def test_all_methods_read_the_model_that_is_named(tmp_path: Path) -> None:
+    weights = tmp_path / "mine.safetensors"
+    save_clip(load_clip("lab-tiny"), weights)
+    own, other = (
+        measure("lab-smoke", ["zero-shot"], [0], tmp_path / name, per_class=2, model=model)
+        for name, model in (("own", str(weights)), ("other", "cifar100-tiny"))
+    )
+    accuracy = [f["rows"]["zero-shot"][0]["last_accuracy"] for f in (own, other)]
+    assert accuracy[0] > accuracy[1] + 0.2
 
 
 def test_a_run_that_was_cut_short_before_its_first_checkpoint_begins_again(tmp_path: Path) -> None:
