@@ -151,7 +151,7 @@ def report(
 @app.command("list")
 def list_parts() -> None:
     """Show what can be named on the command line."""
-    from clapforget.loading import BUILT_IN
+    from clapforget.loading import BUILT_IN, TRAINABLE
     from clapforget.scenarios import SCENARIOS
     from clapforget.scenarios.sequences import SEQUENCES
     from clapforget.strategies.registry import STRATEGIES
@@ -173,7 +173,8 @@ def list_parts() -> None:
     say(f"strategies\n  {', '.join(STRATEGIES.names())}")
     say(f"exemplar scores (--set memory.score=NAME, or NAME:low)\n  {', '.join(SELECTORS.names())}")
     say(
-        f"models\n  built in: {', '.join(BUILT_IN)}; any model of open_clip with --pretrained; hf-hub:ID; a file"
+        f"models\n  built in: {', '.join(BUILT_IN)}; to be trained with clapforget pretrain: "
+        f"{', '.join(TRAINABLE)}; any model of open_clip with --pretrained; hf-hub:ID; a file"
     )
 
 

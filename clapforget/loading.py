@@ -16,13 +16,15 @@ from torch import nn
 from clapforget.clip import Clip
 from clapforget.errors import UserError
 
-__all__ = ["BUILT_IN", "build_clip", "load_clip", "read_metadata", "shipped_card"]
+__all__ = ["BUILT_IN", "TRAINABLE", "build_clip", "load_clip", "read_metadata", "shipped_card"]
 
 _HERE = Path(__file__).parent
 _CONFIGS = _HERE / "configs"
 _WEIGHTS = _HERE / "weights"
-BUILT_IN = tuple(sorted(path.stem for path in _CONFIGS.glob("*.json")))
-"""Names of the models whose configuration comes with the package."""
+BUILT_IN = tuple(sorted(path.stem for path in _WEIGHTS.glob("*.safetensors")))
+"""Names of the models that come with the package, weights and all."""
+TRAINABLE = tuple(sorted({path.stem for path in _CONFIGS.glob("*.json")} - set(BUILT_IN)))
+"""Names of small architectures that come without weights, for ``clapforget pretrain``."""
 
 open_clip.add_model_config(_CONFIGS)
 
@@ -60,6 +62,12 @@ def load_clip(name: str = "lab-tiny", pretrained: str | None = None, device: str
         clip = _load_file(name, shipped, device)
         clip.pretrained = "built-in"
         return clip
+    if pretrained is None and name in TRAINABLE:
+        raise UserError(
+            f"{name} comes without weights",
+            f"train it: clapforget pretrain lab --model {name} --out FILE.safetensors; "
+            "then name that file",
+        )
     if pretrained is None:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)[:6]) or "none"
         raise UserError(

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from clapforget import lab
 from clapforget.clip import Clip
 from clapforget.errors import UserError
-from clapforget.loading import BUILT_IN, build_clip, load_clip, read_metadata, shipped_card
+from clapforget.loading import BUILT_IN, TRAINABLE, build_clip, load_clip, read_metadata, shipped_card
 from clapforget.pretrain import save_clip
 
 
@@ -53,6 +53,15 @@ def test_the_lab_model_knows_its_classes_and_no_others(lab_clip: Clip) -> None:
     assert card["zero_shot_known"] == pytest.approx(
         by_class[list(lab.known_classes())].mean().item(), abs=0.02
     )
+
+
+def test_an_architecture_without_weights_is_built_and_says_how_to_train_it() -> None:
+    assert "lab-vit" in TRAINABLE and not set(TRAINABLE) & set(BUILT_IN)
+    clip = build_clip("lab-vit", seed=0)
+    assert hasattr(clip.model.visual, "transformer")  # tokens, which MaPLe needs
+    assert clip.encode_image(lab.draw("test", [0])).shape == (1, clip.width)
+    with pytest.raises(UserError, match="pretrain lab --model lab-vit"):
+        load_clip("lab-vit")
 
 
 # ---- files ---------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ A method is written as on the command line, its settings after commas: ``exact``
 methods see the same order at the same seed, so that differences are paired. Each run leaves the folder
 that ``clapforget run`` would; one that is finished is not repeated, one that was cut short goes on. What
 all runs of a folder share (scenario, data, sequence, images a class, model) is written there as
-``streams.json``, and a folder of other streams is refused. Runs share the frozen image features, so their seconds are those of learning.
+``streams.json``, and a folder of other streams is refused. Runs share the frozen image features, so their
+seconds are those of learning.
 """
 
 from __future__ import annotations
