@@ -14,7 +14,14 @@ from safetensors.torch import load_file, save_file
 from clapforget import lab
 from clapforget.clip import Clip
 from clapforget.errors import UserError
-from clapforget.loading import BUILT_IN, TRAINABLE, build_clip, load_clip, read_metadata, shipped_card
+from clapforget.loading import (
+    BUILT_IN,
+    TRAINABLE,
+    build_clip,
+    load_clip,
+    read_metadata,
+    shipped_card,
+)
 from clapforget.pretrain import save_clip
 
 
