@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from clapforget.clip import Clip
 from clapforget.errors import UserError
 from clapforget.loading import load_clip
@@ -15,11 +17,13 @@ from clapforget.strategies.certify import package_versions
 from clapforget.verify import Certificate
 from clapforget.verify.document import certificate_of, check_model
 from clapforget.verify.examine import Level, examine
-from clapforget.verify.material import material_from
+from clapforget.verify.material import Material, material_from
 from clapforget.verify.rules import Claim
 from clapforget.verify.subject import Subject
 
 __all__ = ["VerifyRequest", "check_certificate", "verify_models"]
+
+_SAME = 0.9999  # cosine
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,9 @@ def verify_models(request: VerifyRequest, say: Callable[[str], None]) -> Certifi
         if request.twin is None
         else load_checkpoint(request.twin, request.model, request.device)
     )
+    for option, clip in (("--before", before), ("--after", after), ("--twin", twin)):
+        if clip is not None:
+            _check_finite(option, clip)
     for clip in filter(None, (after, twin)):
         if {k: v.shape for k, v in clip.model.state_dict().items()} != {
             k: v.shape for k, v in before.model.state_dict().items()
@@ -94,13 +101,48 @@ def verify_models(request: VerifyRequest, say: Callable[[str], None]) -> Certifi
     m = material_from(data, forget, retain=retain, unseen=unseen, seed=request.seed)
     if twin is None and not m.unseen:
         say("no --unseen and no --twin: nothing stands in for never learned; at best inconclusive")
+    subjects = Subject(before), Subject(after), None if twin is None else Subject(twin)
+    if subjects[2] is not None:
+        for option, other in (("--before", subjects[0]), ("--after", subjects[1])):
+            _check_apart(option, other, subjects[2], m, request.claim)
     found = examine(
-        Subject(before), Subject(after), m, None if twin is None else Subject(twin),
-        level=request.level, claim=request.claim, seed=request.seed,
+        *subjects[:2], m, subjects[2], level=request.level, claim=request.claim, seed=request.seed,
         say=lambda part: say(f"examining the model: {part}"),
     )  # fmt: skip
     text = "F" + ",".join(map(str, forget))
     return certificate_of(found, m, text, before, after, request.seed, package_versions())
+
+
+def _check_finite(option: str, clip: Clip) -> None:
+    for name, tensor in clip.model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(
+                f"{option}: {name} of {clip.pretrained or clip.name} is not finite",
+                "give whole weights",
+            )
+
+
+def _check_apart(option: str, other: Subject, twin: Subject, m: Material, claim: Claim) -> None:
+    """A twin was trained apart from the other models: its features are not theirs, nor, where knowledge of the
+    image tower is claimed, are those of its image tower.
+
+    :raises UserError: if they are.
+    """
+    part = m.test["forget"]
+    same = _equal(other.features(part), twin.features(part))
+    names = [m.names[c] for c in m.forget]
+    words = _equal(*(s.names(names, m.templates) for s in (other, twin)))
+    if same and (words or claim == "knowledge"):
+        what = "gives" if words else "has an image tower that gives"
+        raise UserError(
+            f"--twin {what} the features that {option} gives: it was not trained apart from it",
+            "give a model that never saw the forgotten data, or leave out --twin",
+        )
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether unit rows are the same but for rounding."""
+    return bool(((a * b).sum(-1) > _SAME).all())
 
 
 def check_certificate(path: Path, after: str, model: str | None, device: str = "cpu") -> bool:

@@ -55,6 +55,7 @@ class Panel(UncertaintyBuffer):
 
     def __init__(self, size: int, seed: int, others: Sequence[UncertaintyBuffer]) -> None:
         super().__init__(size, "coverage", seed)
+        self.reads = "everything"  # the others' scores ask more of the posterior than its own
         self.others = list(others)
         self.refused: dict[str, str] = {}
         """Why a score was put aside."""

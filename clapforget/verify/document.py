@@ -17,6 +17,7 @@ from clapforget.verify.certificate import Certificate
 from clapforget.verify.examine import Examination
 from clapforget.verify.material import Material
 from clapforget.verify.reading import Reading
+from clapforget.verify.reference import without
 
 __all__ = ["certificate_of", "check_model", "plain_words", "schema", "weight_hashes"]
 
@@ -76,7 +77,8 @@ def certificate_of(
         forget_data={"count": len(each), "sha256": hashlib.sha256("".join(each).encode()).hexdigest(),
                      "ids": each},
         seed=seed, versions=dict(versions), reference=reference or "none",
-        scores=_quantiles(found.readings), level=found.level, seconds=round(found.seconds, 2),
+        scores=_quantiles({k: without(v, found.taught) for k, v in found.readings.items()}),
+        level=found.level, seconds=round(found.seconds, 2),
         text=plain_words(names, judgement.verdict, judgement.weakest, judgement.claim),
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ from clapforget.verify.kept import kept_evidence, kept_probability
 from clapforget.verify.material import Material
 from clapforget.verify.membership import image_membership
 from clapforget.verify.reading import FULL, WITNESSES, Level, Reading
+from clapforget.verify.reference import taught_since, without
 from clapforget.verify.rules import Claim, decide
 from clapforget.verify.subject import Subject
 from clapforget.verify.twins import twin_evidence
@@ -31,6 +32,8 @@ class Examination:
     claim: Claim
     readings: dict[str, list[Reading]] = field(default_factory=dict, repr=False)
     """Of ``before``, ``after`` and ``twin``: a number an image."""
+    taught: set[int] = field(default_factory=set)
+    """Unseen classes that stand for nothing, see :mod:`clapforget.verify.reference`."""
     kept_surety: float = 1.0
     """Probability of the right class on retained images, after over before."""
 
@@ -86,17 +89,21 @@ def examine(
     if twin is not None:
         say("twin")
     reference = readings(twin, m, level, seed) if twin is not None else []
-    evidence = weigh(old, new, reference) + kept_evidence(before, after, m)
+    taught = taught_since(old, new)
+    evidence = weigh(*(without(side, taught) for side in (old, new, reference)))
+    evidence += kept_evidence(before, after, m)
     if twin is not None:
         evidence += twin_evidence(before, after, twin, m, seed)
         if m.members is not None:
             evidence += image_membership(before, after, twin, m, seed)
     surety = kept_probability(after, m) / max(kept_probability(before, m), 1e-9)
-    judgement = decide(
-        evidence, claim, surety, not_tested=not_tested(m, level, twin is not None, after)
-    )
+    left_out = not_tested(m, level, twin is not None, after)
+    if taught:
+        left_out.insert(0, f"{len(taught)} of {len(m.unseen)} unseen classes, left out: the model after answers "
+                        "them more often than the model before, so they stand for nothing")  # fmt: skip
+    judgement = decide(evidence, claim, surety, not_tested=left_out)
     return Examination(judgement, evidence, time.monotonic() - began, level, claim,
-                       {"before": old, "after": new, "twin": reference}, surety)  # fmt: skip
+                       {"before": old, "after": new, "twin": reference}, taught, surety)  # fmt: skip
 
 
 def not_tested(
@@ -106,13 +113,8 @@ def not_tested(
     left = []
     if level == "quick":
         left.append("relearning, fine-tuning on retained data, learned prompts (level full does)")
-    if (
-        after is not None
-        and after.answer is not None
-        and after.class_weights is None
-        and not after.nats
-    ):
-        left.append("what the head stores: it shows neither class vectors nor nats")
+    if after is not None and after.answer is not None and after.class_weights is None:
+        left.append("what the head stores: it shows no class vectors")
     if m.members is None:
         left.append("membership of single images: needs to be known on which images the model before "
                     "was trained")  # fmt: skip
@@ -124,4 +126,10 @@ def not_tested(
         left.append("whatever needs unseen classes: none were given")
     if not any(part in m.shots for part in ("forget", "retain")):
         left.append("attacks that need images of their own: none besides the test images")
-    return [*left, "wordings, transforms and triggers other than those listed in the evidence"]
+    return [
+        *left,
+        "wordings, transforms and triggers other than those listed in the evidence: patterns put on images "
+        "among them",
+        "what names do not say: attributes, counts, captions",
+        "inner layers of the image tower: it is judged by what it gives out",
+    ]

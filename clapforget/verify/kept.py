@@ -10,8 +10,9 @@ from clapforget.verify import statistics
 from clapforget.verify.evidence import Evidence
 from clapforget.verify.material import Material, Part
 from clapforget.verify.subject import Subject
+from clapforget.verify.witnesses.wordings import PARAPHRASES
 
-__all__ = ["found_by_name", "kept_evidence", "kept_probability", "right"]
+__all__ = ["by_most_wordings", "found_by_name", "kept_evidence", "kept_probability", "right"]
 
 _CLASS_LOSS = 0.20
 _ALPHA = 0.05
@@ -56,6 +57,14 @@ def found_by_name(subject: Subject, part: Part, m: Material) -> torch.Tensor:
     return ahead < same.sum(0)
 
 
+def by_most_wordings(subject: Subject, part: Part, m: Material) -> torch.Tensor:
+    """Whether bare CLIP names each image right, [n], in more than half of the
+    :data:`~clapforget.verify.witnesses.wordings.PARAPHRASES`, each on its own."""
+    text = subject.wordings(m.names, (*m.templates, *PARAPHRASES))[:, len(m.templates) :]
+    scores = torch.einsum("nd,cld->nlc", subject.features(part), text)
+    return (scores.argmax(-1) == part.labels.to(scores.device)[:, None]).float().mean(1) > 0.5
+
+
 def kept_evidence(before: Subject, after: Subject, m: Material) -> list[Evidence]:
     """Accuracy before and after on the same images: by view, with the forgotten names among the
     answers and without, by the subject and by bare CLIP; and the single class that lost most.
@@ -81,6 +90,8 @@ def kept_evidence(before: Subject, after: Subject, m: Material) -> list[Evidence
                            right(old, part, m, True)[rows], right(new, part, m, True)[rows], prefix))  # fmt: skip
         found.append(_worst(prefix, how, then[rows], now[rows], part.labels[rows], m))
         found.append(_together(prefix, how, then[rows], now[rows], part.labels[rows]))
+    found.append(_loss("clip_retain_wordings", "retained classes, zero-shot by most of ten other wordings",
+                       by_most_wordings(before, part, m), by_most_wordings(after, part, m), "clip_"))  # fmt: skip
     retrieved = _loss("clip_retain_retrieval", "retained images found by their name (text to image, R-precision)",
                       found_by_name(before, part, m), found_by_name(after, part, m), "clip_")  # fmt: skip
     retrieved.role = "shown"  # ranks among neighbours move with every training

@@ -125,6 +125,10 @@ def material_from(
             f"class {data.class_names[min(twice)]!r} is in --retain and in --unseen",
             "let each class play one part",
         )
+    if not len(data.rows("test", retain)):
+        raise UserError(
+            "no test image of a class to be kept", "give --retain some, or less to --unseen"
+        )
     rng = generator_for(seed, 21)
     unseen = [
         unseen[i] for i in torch.randperm(len(unseen), generator=rng)[:unseen_classes].tolist()

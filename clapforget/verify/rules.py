@@ -19,10 +19,13 @@
    what can be seen to be hidden is not gone.
 8. **damaged**: a single kept class lost more than 20 % of its images (binomial test, Holm over the classes), or
    what all lost stands in so few of them that some did.
-9. **inconclusive**: nothing stands in for a model that never knew (no twin, no unseen classes).
+9. **inconclusive**: nothing stands in for a model that never knew: no twin and no unseen classes, or the
+   class is still answered as before (more than three quarters of it, which is more than the reference allows)
+   and what stands in is answered as often.
 10. **inconclusive**: bare CLIP knew the class, knowledge is claimed to be gone, and no witness could judge
-   the image tower; or the head alone knew it, still has a column for it and shows neither stored class
-   vectors nor nats of a posterior (answers alone cannot tell what a head holds back); or a piece whose role
+   the image tower; or the head alone knew it, still has a column for it and shows no stored class vector
+   that answers (answers cannot tell what a head holds back, and the nats of its posterior are what it says
+   of itself); or a piece whose role
    is ``both`` is not shown to be at most the margin above the reference (one-sided test at 5 %; all must
    pass, so no correction); or the place of the images is not shown to be at most the margin beyond it either:
    images that were put where no unseen class lies were put there.
@@ -105,6 +108,9 @@ def decide(
                 "suppressed", f"5: still answered, but weakened: {weak[0]}", describe(weak[1])
             )
         return say("retained", "4: it still answers", describe(answers))
+    if intact and was > (answers.reference or 0.0) + (answers.margin or 0.0):
+        return say("inconclusive", "9: answered as before, and what stands for never learned is answered as often",
+                   describe(answers))  # fmt: skip
     return say(*_gone_from_answers(evidence, judged, inside, answers, claim, rules))
 
 
@@ -146,8 +152,8 @@ def _gone_from_answers(
         return ("inconclusive", "10: no witness could judge the image tower",
                 "give a twin or more unseen classes, or claim the association only")  # fmt: skip
     if _head_not_shown(found, answers):
-        return ("inconclusive", "10: the head alone knew the class, and shows nothing but answers",
-                "give the head's stored class vectors or the nats of its posterior")  # fmt: skip
+        return ("inconclusive", "10: the head alone knew the class, and shows no vector that answers",
+                "give the head's stored class vectors")  # fmt: skip
     unclear = [p for p in must if not p.holds or _displaced(p, rules.alpha)]
     if unclear:
         worst = max(unclear, key=lambda p: max(p.p_above or 0.0, p.p_below or 0.0))
@@ -196,8 +202,8 @@ def _head_not_shown(found: dict[str, Evidence], answers: Evidence) -> bool:
     if bare is None or bare.role != "shown" or "column_shut" not in found:
         return False
     knew = (answers.before or 0.0) > (answers.reference or 0.0) + (answers.margin or 0.0)
-    inside = (found.get("head_weights"), found.get("posterior_nats"))
-    return knew and not any(p is not None and p.role != "shown" for p in inside)
+    vectors = found.get("head_weights")
+    return knew and (vectors is None or vectors.role == "shown")
 
 
 def _closeness(piece: Evidence) -> float:
@@ -211,7 +217,7 @@ def _claim_words(claim: Claim, found: dict[str, Evidence]) -> str:
     if claim == "association":
         return f"{words}; not that the image tower no longer knows the images"
     if place is not None and place.residue is not None:
-        return f"{words}, and that the image tower no longer holds the class as one it learned"
+        return f"{words}, and that what the image tower gives out no longer shows the class as one it learned"
     return f"{words}; of the image tower nothing could be said, its features tell too little"
 
 
