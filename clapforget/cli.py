@@ -9,14 +9,15 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from clapforget import __version__
 from clapforget.bench.commands import bench
-from clapforget.cli_values import parse_numbers, parse_settings, say
+from clapforget.cli_values import parse_numbers, parse_path, parse_settings, say
 from clapforget.errors import UserError
+from clapforget.writing import check_writable
 
 __all__ = ["app", "main"]
 
@@ -29,7 +30,10 @@ app = typer.Typer(
     help="Continual learning and unlearning on CLIP, with uncertainty that can be trusted.",
 )  # fmt: skip
 
-Data = Annotated[Path | None, typer.Option(help="Folder with train/ and test/ class folders.")]
+_PATH: dict[str, Any] = {"parser": parse_path, "metavar": "PATH"}
+Data = Annotated[
+    Path | None, typer.Option(help="Folder with train/ and test/ class folders.", **_PATH)
+]
 Seed = Annotated[int, typer.Option(help="Of class order, training and everything random.")]
 
 
@@ -57,7 +61,7 @@ def run(
         list[str] | None, typer.Option("--set", help="GROUP.NAME=VALUE, repeatable.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write; default runs/SCENARIO-SEED.")
+        Path | None, typer.Option(help="Folder to write; default runs/SCENARIO-SEED.", **_PATH)
     ] = None,
     twin: Annotated[
         bool, typer.Option("--twin", help="Also live through it without the forgotten data.")
@@ -108,9 +112,9 @@ def verify(
         str, typer.Option(help="association, or knowledge of the image tower as well.")
     ] = "knowledge",
     check: Annotated[
-        Path | None, typer.Option(help="A certificate: is --after the certified model?")
+        Path | None, typer.Option(help="A certificate: is --after the certified model?", **_PATH)
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Certificate file to write.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Certificate file to write.", **_PATH)] = None,
     seed: Seed = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda …")] = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
@@ -118,16 +122,18 @@ def verify(
     """Did the model forget, or does it only look so? Examine any two open_clip checkpoints."""
     from clapforget.run import check_device
     from clapforget.run_verify import VerifyRequest, check_certificate, verify_models
+    from clapforget.seeding import check_seed
 
     check_device(device)
+    check_seed(seed)
     if check is not None:
         same = check_certificate(check, after, model, device)
         say(f"{after} is {'' if same else 'NOT '}the model that {check} certifies")
         raise typer.Exit(0 if same else 1)
     if before is None or request is None or data is None:
         raise UserError("verify needs --before, --after, --request and --data", "name all four")
-    if out is not None and out.exists() and not overwrite:
-        raise UserError(f"{out} exists already", "choose another --out, or add --overwrite")
+    if out is not None:
+        _check_file(out, overwrite)
     asked = VerifyRequest(before, after, request, data, model, twin, retain, unseen, level, claim,  # type: ignore[arg-type]
                           seed, device)  # fmt: skip
     certificate = verify_models(asked, say)
@@ -140,7 +146,7 @@ def verify(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="A run's folder.")], data: Data = None
+    folder: Annotated[Path, typer.Argument(help="A run's folder.", **_PATH)], data: Data = None
 ) -> None:
     """Write a run's report.html again, with pictures where the data can be found."""
     from clapforget.run import write_report
@@ -181,7 +187,7 @@ def list_parts() -> None:
 @app.command()
 def pretrain(
     source: Annotated[str, typer.Argument(help="lab, cifar100, or folder.")],
-    out: Annotated[Path, typer.Option(help="Weights file to write, NAME.safetensors.")],
+    out: Annotated[Path, typer.Option(help="Weights file to write, NAME.safetensors.", **_PATH)],
     model: Annotated[
         str | None, typer.Option(help="Architecture; default: the source's own tiny one.")
     ] = None,
@@ -204,10 +210,11 @@ def pretrain(
     from clapforget.pretrain import PretrainSettings
     from clapforget.pretrain import pretrain as train
     from clapforget.run import check_device, pretrain_source
+    from clapforget.seeding import check_seed
 
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} exists already", "choose another --out, or add --overwrite")
+    _check_file(out, overwrite)
     check_device(device)
+    check_seed(seed)
     names = [name.strip() for name in exclude.split(",") if name.strip()]
     architecture, images = pretrain_source(source, data, names)
     settings = PretrainSettings(epochs, batch_size, lr, weight_decay, label_smoothing, seed)
@@ -215,6 +222,13 @@ def pretrain(
     card = train(model or architecture, images, settings, out, command, device=device)
     say(f"{out}: zero-shot {card.zero_shot_known:.1%} on the classes it learned, "
         f"{card.zero_shot_other:.1%} on the others, {card.seconds:.0f} s")  # fmt: skip
+
+
+def _check_file(out: Path, overwrite: bool) -> None:
+    """:raises UserError: if a file is there already, or cannot be written."""
+    check_writable(out)
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} exists already", "choose another --out, or add --overwrite")
 
 
 app.add_typer(bench, name="bench")

@@ -11,10 +11,24 @@ import yaml
 
 from clapforget.errors import UserError
 
-__all__ = ["Json", "Markdown", "parse_numbers", "parse_settings", "say"]
+__all__ = ["Json", "Markdown", "parse_numbers", "parse_path", "parse_settings", "say"]
 
-Json = Annotated[Path | None, typer.Option("--json", help="File to write the numbers to.")]
-Markdown = Annotated[Path | None, typer.Option("--markdown", help="File to write the table to.")]
+
+def parse_path(text: str) -> Path:
+    """A path; no text is none, where :class:`Path` would take it for the current folder."""
+    if not text.strip():
+        raise typer.BadParameter("it is empty; name a path")
+    return Path(text)
+
+
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", parser=parse_path, metavar="PATH", help="File to write the numbers to."),
+]
+Markdown = Annotated[
+    Path | None,
+    typer.Option("--markdown", parser=parse_path, metavar="PATH", help="File to write the table to."),
+]  # fmt: skip
 
 
 def say(line: str = "") -> None:

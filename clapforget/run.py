@@ -19,12 +19,14 @@ from clapforget.features import FeatureCache
 from clapforget.loading import load_clip
 from clapforget.pretrain_data import FolderSource, LabSource, Source
 from clapforget.report import build_report
+from clapforget.report.load import load_run
 from clapforget.scenarios import ImageData, Scenario, build_scenario, cifar100, folder
 from clapforget.strategies.progress import ProgressPlugin
 from clapforget.strategies.registry import StrategyOptions, find_strategy
 from clapforget.strategies.runner import RUN_FILES, Run, clear_run
 from clapforget.strategies.twin import compare_with_twin
 from clapforget.unlearn import DEFAULT_FORGETTER
+from clapforget.writing import check_writable, sole_run
 
 __all__ = [
     "RunRequest",
@@ -65,7 +67,7 @@ def run_scenario(
     :raises UserError: for any mistake, before anything is written or deleted.
     """
     out = _free_folder(request) if out is None else out
-    request = _check_folder(out, request, resume, overwrite)
+    asked, request = request, _check_folder(out, request, resume, overwrite)
     check_device(request.device)
     options = StrategyOptions.parse(request.strategy, request.forgetter, request.settings)
     scenario = build_scenario(
@@ -80,14 +82,16 @@ def run_scenario(
     strategy.check_requests(scenario.requests)
     if encoded is not None:
         strategy.cache.share(encoded.setdefault(strategy.cache.tower, FeatureCache(base)))
-    if overwrite and not resume:
-        clear_run(out)
     config = {
         **asdict(request), "model": base.name, "pretrained": base.pretrained,
         "settings": options.to_dict(), "request": asdict(request),
     }  # fmt: skip
-    say(f"{scenario.name}: {scenario.sequence}\nmodel {base.name}, folder {out}")
-    with ProgressPlugin.on(strategy):
+    with sole_run(out), ProgressPlugin.on(strategy):
+        if _check_folder(out, asked, resume, overwrite) != request:  # another run has been here
+            raise UserError(f"the run in {out} has been replaced by another", "try again")
+        if overwrite and not resume:
+            clear_run(out)
+        say(f"{scenario.name}: {scenario.sequence}\nmodel {base.name}, folder {out}")
         run = Run(out, scenario, strategy, base, config, say)
         summary = run.live()
         if request.twin:
@@ -99,9 +103,10 @@ def run_scenario(
                 forgets, last["forgotten"], last["learned"],
             )  # fmt: skip
             summary = run.add_twin(twin)
-    for line in _closing(summary):
+        gone = {c for r in summary["requests"] for c in r["classes"]}
+        page = build_report(out, *_pictures(scenario, gone))
+    for line in [*_closing(summary), f"report: {page}"]:
         say(line)
-    say(f"report: {build_report(out, *_pictures(scenario, summary))}")
     return summary
 
 
@@ -110,18 +115,18 @@ def write_report(out: Path, data: str | None = None) -> Path:
 
     :raises UserError: if the folder holds no run.
     """
-    request = _read_request(out)
-    pictures: tuple[Any, Any] = (None, None)
-    if request is not None and (out / "summary.json").is_file():
-        request = replace(request, data=data or request.data)
-        try:
-            scenario = build_scenario(
-                request.scenario, request.data, request.seed, request.sequence, request.class_order
-            )
-        except UserError:  # the data has moved: the report says that it has no pictures
-            return build_report(out)
-        pictures = _pictures(scenario, yaml.safe_load((out / "summary.json").read_text()))
-    return build_report(out, *pictures)
+    request, run = _read_request(out), load_run(out)
+    if request is None or not run.summary:
+        return build_report(out)
+    request = replace(request, data=data or request.data)
+    try:
+        scenario = build_scenario(
+            request.scenario, request.data, request.seed, request.sequence, request.class_order
+        )
+    except UserError:  # the data has moved: the report says that it has no pictures
+        return build_report(out)
+    gone = {c for r in run.requests for c in r.classes if 0 <= c < scenario.data.num_classes}
+    return build_report(out, *_pictures(scenario, gone))
 
 
 def pretrain_source(source: str, data: Path | None, exclude: list[str]) -> tuple[str, Source]:
@@ -196,12 +201,7 @@ def _is_a(value: Any, hint: Any) -> bool:
 
 def _check_folder(out: Path, request: RunRequest, resume: bool, overwrite: bool) -> RunRequest:
     """What to run: the request, or the one that the folder's run was started with."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file", "name a folder")
-    if blocked := [parent for parent in out.parents if parent.exists() and not parent.is_dir()]:
-        raise UserError(
-            f"--out {out} lies below {blocked[0]}, which is a file", "name another folder"
-        )
+    check_writable(out, folder=True)
     present = [name for name in RUN_FILES if (out / name).exists()]
     if resume:
         saved = _read_request(out)
@@ -236,13 +236,10 @@ def _check_memory(options: StrategyOptions, scenario: Scenario) -> None:
         )
 
 
-def _pictures(
-    scenario: Scenario, summary: dict[str, Any]
-) -> tuple[dict[int, Any], dict[int, list[int]]]:
+def _pictures(scenario: Scenario, gone: set[int]) -> tuple[dict[int, Any], dict[int, list[int]]]:
     """Test images of the forgotten classes and of some neighbours, for the report."""
     data: ImageData = scenario.data
     learned = {c for r in scenario.requests for c in r.classes}
-    gone = {c for r in summary["requests"] for c in r["classes"]}
     neighbours = {c: [n for n in data.neighbours([c]) if n in learned][:5] for c in sorted(gone)}
     shown = gone | {n for near in neighbours.values() for n in near}
     pictures = {

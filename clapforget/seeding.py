@@ -5,7 +5,18 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-__all__ = ["generator_for"]
+from clapforget.errors import UserError
+
+__all__ = ["MAX_SEED", "check_seed", "generator_for"]
+
+MAX_SEED = 2**32 - 1
+"""Seeds are multiplied by up to a million and then have to fit into 63 bits."""
+
+
+def check_seed(seed: int) -> None:
+    """:raises UserError: if a seed is below 0 or too large for whoever multiplies it."""
+    if not 0 <= seed <= MAX_SEED:
+        raise UserError(f"the seed is {seed}", f"use a whole number from 0 to {MAX_SEED}")
 
 
 def generator_for(seed: int, *purpose: int) -> torch.Generator:

@@ -18,6 +18,7 @@ from clapforget.scenarios.plan import Plan
 from clapforget.scenarios.requests import Request
 from clapforget.scenarios.sequence import check_requests, format_sequence, parse_sequence
 from clapforget.scenarios.sequences import SEQUENCES, build_sequence
+from clapforget.seeding import check_seed
 
 __all__ = ["SCENARIOS", "Scenario", "ScenarioSpec", "build_scenario", "no_data", "scenario"]
 
@@ -76,8 +77,7 @@ class ScenarioSpec:
         :param class_order: canonical class of each label, in place of the seeded order.
         :raises UserError: for data, an order or a sequence that will not do.
         """
-        if seed < 0:
-            raise UserError(f"the seed is {seed}", "use 0 or a positive whole number")
+        check_seed(seed)
         data, plan = self.load(None if data_path is None else Path(data_path))
         for_order, for_requests = (np.random.default_rng([seed, part]) for part in (0, 1))
         data = data.reorder(plan.order(data, for_order) if class_order is None else class_order)

@@ -27,8 +27,9 @@ from clapforget.strategies.novelty import novelty
 from clapforget.strategies.request_tasks import request_tasks
 from clapforget.strategies.twin import TwinResult
 from clapforget.verify import Certificate
+from clapforget.writing import write_json, write_text
 
-__all__ = ["RUN_FILES", "Run", "clear_run", "write_json"]
+__all__ = ["RUN_FILES", "Run", "clear_run"]
 
 RUN_FILES = (
     "config.yaml",
@@ -39,18 +40,8 @@ RUN_FILES = (
     "checkpoints",
 )
 """What a run writes into its folder; nothing else there is touched."""
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file in one step: a reader never sees half of it."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step."""
-    temporary = path.with_suffix(".writing")
-    temporary.write_text(text)
-    temporary.replace(path)
+_NEEDED = {"event", "kind", "text", "classes", "names", "seconds", "learned", "forgotten",
+           "metrics", "accuracy"}  # fmt: skip
 
 
 def clear_run(folder: Path) -> None:
@@ -109,18 +100,19 @@ class Run:
     def _take_up(self, done: int) -> None:
         """Read the events before the checkpoint; drop what an interruption left behind it."""
         path = self.folder / "events.jsonl"
-        lines = path.read_text().splitlines()[:done] if done and path.exists() else []
+        lines = _lines(path)[:done] if done and path.exists() else []
         if len(lines) < done:
             raise UserError(f"{path} has lost events", "start again with --overwrite")
-        self.events = [json.loads(line) for line in lines]
+        self.events = [_event(path, number, line) for number, line in enumerate(lines)]
         path.write_text("".join(line + "\n" for line in lines))
         forgets = sum(event["kind"] == "forget" for event in self.events)
         for certificate in sorted((self.folder / "certificates").glob("*.json")):
+            if not certificate.stem.isdecimal():
+                continue  # not ours
             if int(certificate.stem) >= forgets:
                 certificate.unlink()
             else:
-                values = json.loads(certificate.read_text())
-                self.strategy.certificates.append(Certificate.from_dict(values))
+                self.strategy.certificates.append(_certificate(certificate))
 
     def _live_through(self, index: int, total: int, experience: Any) -> None:
         data, forget = self.scenario.data, experience.kind == "forget"
@@ -194,6 +186,36 @@ class Run:
         summary = {**json.loads(path.read_text()), "twin": twin.summary}
         write_json(path, summary)
         return summary
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except UnicodeDecodeError as error:
+        raise _damaged(str(path)) from error
+
+
+def _event(path: Path, number: int, line: str) -> dict[str, Any]:
+    """The event of a line; what a run goes on from has to be whole and in its place."""
+    where = f"{path}, line {number + 1},"
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(where) from error
+    if not isinstance(event, dict) or not event.keys() >= _NEEDED or event["event"] != number:
+        raise _damaged(where)
+    return event
+
+
+def _certificate(path: Path) -> Certificate:
+    try:
+        return Certificate.from_dict(json.loads(path.read_text()))
+    except (ValueError, RecursionError) as error:  # a UserError among them, without the path
+        raise _damaged(str(path)) from error
+
+
+def _damaged(what: str) -> UserError:
+    return UserError(f"{what} is damaged", "start again with --overwrite")
 
 
 def _table(seen: Snapshot) -> dict[str, dict[str, float]]:

@@ -126,6 +126,12 @@ def check_message(errors: str) -> None:
     assert lines[0].startswith("clapforget: error:")
 
 
+VERIFY = [
+    "verify", "--before", "lab-tiny", "--after", "lab-tiny", "--request", "F0", "--data", "lab",
+    "--level", "quick",
+]  # fmt: skip
+
+
 # ---- the cases -----------------------------------------------------------------------------
 def run(*arguments: str, scenario: str = "folder") -> Arguments:
     """``clapforget run`` on a small folder of images, with the built-in model."""
@@ -198,6 +204,14 @@ PARTS: list[Case] = [
 COMMANDS: list[Case] = [
     ("negative seed", run("--seed", "-1"), ("seed", "-1")),
     ("seed in words", run("--seed", "one"), ("--seed",)),
+    ("seed too large", on_lab("--seed", "9223372036854775808000"), ("seed", "4294967295")),
+    ("seed a little too large", on_lab("--seed", "4294967296"), ("seed", "4294967295")),
+    ("seed of verify", lambda w: [*VERIFY, "--seed", "4294967296"], ("seed", "4294967295")),
+    (
+        "seed of pretrain",
+        lambda w: ["pretrain", "lab", "--out", "w.safetensors", "--seed", "4294967296"],
+        ("seed", "4294967295"),
+    ),
     ("unknown option", run("--speed", "9"), ("--speed",)),
     ("unknown command", lambda w: ["forget", str(w.out)], ("forget",)),
     ("option without value", lambda w: ["run", "--out"], ("--out",)),
@@ -393,6 +407,14 @@ FOLDERS: list[Case] = [
     ("out is a file", out_is_a_file(), ("out", "file")),
     ("out is a file, overwritten", out_is_a_file("--overwrite"), ("out", "file")),
     ("out below a file", lambda w: [*run()(w), "--out", str(w.file("letter", b"a") / "x")], ("letter",)),
+    ("out that the system keeps", run("--out", "/proc/nowrite"), ("/proc/nowrite", "cannot be written")),
+    ("out of 300 characters", run("--out", "x" * 300), ("xxx", "cannot be written", "too long")),
+    ("out of no characters", run("--out", ""), ("--out", "empty")),
+    ("data of no characters", run("--data", ""), ("--data", "empty")),
+    ("certificate that cannot be written", lambda w: [*VERIFY, "--out", "/proc/c.json"], ("/proc/c.json", "cannot be written")),
+    ("certificate of no name", lambda w: [*VERIFY, "--out", ""], ("--out", "empty")),
+    ("certificate in place of a folder", lambda w: [*VERIFY, "--out", str(w.data)], ("data", "folder")),
+    ("weights that cannot be written", lambda w: ["pretrain", "lab", "--out", "/proc/w.safetensors"], ("/proc/w.safetensors", "cannot be written")),
     ("config of garbage", config("\x00\x01{{{"), ("config.yaml", "damaged")),
     ("empty config", config(""), ("config.yaml", "damaged")),
     ("config of a word", config("hello"), ("config.yaml", "damaged")),

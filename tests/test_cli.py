@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,14 @@ import pytest
 import yaml
 
 from clapforget import cli
+from clapforget import run as runs
 from clapforget.scenarios import SCENARIOS
 from clapforget.strategies.registry import STRATEGIES
 from clapforget.strategies.runner import RUN_FILES
 from clapforget.strategies.selection import SELECTORS
 from clapforget.unlearn import DEFAULT_FORGETTER, FORGETTERS
 from clapforget.verify import VERDICTS, Certificate
+from clapforget.writing import sole_run
 
 SMALL = [
     "run", "lab-smoke", "--sequence", "L0-3 F1 L4,5", "--set", "training.epochs=2",
@@ -233,6 +237,99 @@ def test_a_finished_run_can_be_resumed_without_harm(
     before = {name: (finished[0] / name).read_text() for name in names}
     assert inside("run", "--out", str(finished[0]), "--resume", monkeypatch=monkeypatch) == 0
     assert {name: (finished[0] / name).read_text() for name in names} == before
+
+
+@pytest.fixture
+def copied(finished: tuple[Path, str], tmp_path: Path) -> Path:
+    """The finished run's folder, to spoil."""
+    return Path(shutil.copytree(finished[0], tmp_path / "copy"))
+
+
+def refused(
+    *arguments: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> str:
+    """:returns: the one line on standard error of a command that exits with 2."""
+    capfd.readouterr()
+    assert inside(*arguments, monkeypatch=monkeypatch) == 2
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "named"),
+    [
+        ("events.jsonl", lambda text: text.replace('"event": 1', '"event": 1,,'), "line 2"),
+        ("events.jsonl", lambda text: text.replace('"event": 1', '"event": 0'), "line 2"),
+        ("events.jsonl", lambda text: text.replace('"metrics"', '"numbers"'), "line 1"),
+        ("events.jsonl", lambda text: text.replace("{", "[", 1), "line 1"),
+        ("certificates/000.json", lambda text: text[:100], "000.json"),
+        ("certificates/000.json", lambda text: "[]", "000.json"),
+    ],
+    ids=["no-json", "twice", "lacks-a-part", "no-mapping", "half-certificate", "no-certificate"],
+)
+def test_a_damaged_run_is_not_resumed(
+    copied: Path, name: str, change: Callable[[str], str], named: str,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (copied / name).write_text(change((copied / name).read_text()))
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    arguments = ("run", "--out", str(copied), "--resume")
+    line = refused(*arguments, monkeypatch=monkeypatch, capfd=capfd)
+    assert named in line
+    assert "damaged" in line
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_that_another_run_writes_into_is_left_alone(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    with sole_run(copied):
+        for more in (["--resume"], ["lab-smoke", "--overwrite"]):
+            line = refused("run", *more, "--out", str(copied), monkeypatch=monkeypatch, capfd=capfd)
+            assert "another run is writing" in line
+    assert {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_came_first_is_not_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Both found the folder free; one was done before the other had its model."""
+    load = runs.load_clip
+
+    def slowly(*arguments: Any) -> Any:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "events.jsonl").write_text("of the first\n")
+        return load(*arguments)
+
+    monkeypatch.setattr(runs, "load_clip", slowly)
+    line = refused(
+        "run", "lab-smoke", "--out", str(tmp_path / "out"), monkeypatch=monkeypatch, capfd=capfd
+    )
+    assert "already holds a run" in line
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["events.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "summary", ["{", "[1]", '{"requests": 3}', '{"requests": [{"classes": [1, 900]}]}']
+)
+def test_a_report_without_a_whole_summary_is_written(
+    copied: Path, summary: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (copied / "summary.json").write_text(summary)
+    (copied / "report.html").unlink()
+    assert inside("report", str(copied), monkeypatch=monkeypatch) == 0
+    assert "<html" in (copied / "report.html").read_text()
+
+
+def test_a_record_of_two_runs_at_once_is_not_reported(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lines = (copied / "events.jsonl").read_text().splitlines(keepends=True)
+    (copied / "events.jsonl").write_text("".join([lines[0], *lines]))
+    line = refused("report", str(copied), monkeypatch=monkeypatch, capfd=capfd)
+    assert "line 2" in line
+    assert "events.jsonl" in line
 
 
 def test_overwriting_replaces_the_run_and_leaves_what_is_not_its_own(

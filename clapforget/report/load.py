@@ -173,6 +173,11 @@ def _read_events(path: Path) -> list[Event]:
             ) from error
         if not isinstance(record, Mapping):
             raise UserError(f"{path}, line {row}, is not an experience", "run the stream again")
+        if number(record.get("event")) not in (None, len(events)):
+            raise UserError(
+                f"{path}, line {row}, is event {record['event']:g} where {len(events)} should stand",
+                "run the stream again; two runs may have written into the folder",
+            )
         events.append(_event(mapping(record), len(events), forgotten))
         forgotten = set(events[-1].forgotten)
     return events
@@ -186,9 +191,8 @@ def _event(record: dict[str, Any], position: int, forgotten: set[int]) -> Event:
     else:  # an old run: follow the requests
         after = forgotten | set(classes) if kind == "forget" else forgotten - set(classes)
     accuracy = mapping(record.get("accuracy"))
-    where = number(record.get("event"))
     return Event(
-        number=position if where is None else int(where),
+        number=position,
         kind=kind,
         text=words or f"{kind[:1].upper()}{','.join(map(str, classes))}",
         classes=classes,

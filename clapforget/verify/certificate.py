@@ -12,6 +12,7 @@ import numpy as np
 from clapforget.errors import UserError
 from clapforget.verify.evidence import Evidence
 from clapforget.verify.observe import Observation
+from clapforget.writing import write_text
 
 __all__ = ["Certificate", "score_quantiles"]
 
@@ -78,11 +79,11 @@ class Certificate:
             ) from error
 
     def save(self, path: str | Path) -> None:
-        """Write the JSON file."""
+        """Write the JSON file, in one step."""
         text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
+        write_text(path, text + "\n")
 
 
 def _tuples(piece: dict[str, Any]) -> dict[str, Any]:
