@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ __all__ = ["CAPTION_FILES", "captioned"]
 
 CAPTION_FILES = ("results_20130124.token", "results.csv")
 _FOLDERS = ("flickr30k-images", "flickr30k_images", "images", "")
+_SHOWN = 60
 _LAYOUT = "lay it out as Flickr30K: results_20130124.token or results.csv beside a folder of images"
 
 
@@ -31,11 +31,12 @@ def captioned(
     unless another image has the same one.
 
     :param path: a folder that holds ``results_20130124.token`` (``NAME.jpg#0<TAB>caption``) or
-        ``results.csv`` (``NAME.jpg| 0| caption`` with a first line of titles), and the images beside it
+        ``results.csv`` (``NAME.jpg| 0| caption`` after titles, if any), and the images beside it
         or in ``flickr30k-images``, ``flickr30k_images`` or ``images``.
     :param size: side of the images, in pixels. :param test_part: of the images, above 0 and below 1.
     :param seed: of the split.
-    :raises UserError: for another layout, a line that is none, or an image that is missing.
+    :raises UserError: for another layout or encoding, a line that is none, or an image that is missing
+        or outside the folder.
     """
     root = Path(path).expanduser()
     if not 0 < test_part < 1:
@@ -72,23 +73,66 @@ def _captions(
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
     """Image name and caption of each line; captions may be empty nowhere."""
-    with file.open(encoding="utf-8", newline="") as stream:
-        token = file.suffix == ".token"
-        reader = csv.reader(stream, delimiter="\t" if token else "|", quoting=csv.QUOTE_NONE)
-        for number, cells in enumerate(reader, start=1):
-            if not cells or (number == 1 and not token):
-                continue
-            name = cells[0].strip().rpartition("#")[0] if token else cells[0].strip()
-            caption = " ".join(cells[1 if token else 2 :]).strip()
-            if not name or not caption:
-                raise UserError(f"{file}, line {number}, is no image and caption", _LAYOUT)
-            yield name, caption
+    token = file.suffix == ".token"
+    for number, line in enumerate(_text(file).split("\n"), start=1):
+        if not line.strip() or (number == 1 and not token and _is_title(line)):
+            continue
+        name, caption = _of_token(line) if token else _of_csv(line)
+        if not name or not caption:
+            raise UserError(f"{file}, line {number}, is no image and caption", _LAYOUT)
+        if not _lies_within(name):
+            raise UserError(
+                f"{file}, line {number}, names an image outside the folder", "name images in it"
+            )
+        yield name, caption
+
+
+def _of_token(line: str) -> tuple[str, str]:
+    name, _, caption = line.partition("\t")
+    return name.strip().rpartition("#")[0], caption.replace("\t", " ").strip()
+
+
+def _of_csv(line: str) -> tuple[str, str]:
+    name, _, rest = line.partition("|")
+    number, bar, caption = rest.partition("|")
+    if not bar:  # one row of Kaggle's Flickr30K has blanks where the second separator should be
+        caption = number.strip().lstrip("0123456789")
+        caption = caption if caption[:1].isspace() else ""
+    return name.strip(), caption.replace("|", " ").strip()
+
+
+def _is_title(line: str) -> bool:
+    """Whether it names columns: no image file, and no number of a caption."""
+    name, _, rest = line.partition("|")
+    return not PurePosixPath(name.strip()).suffix and not rest.strip()[:1].isdigit()
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not in UTF-8 ({error.reason})", "save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror})", "check the file") from error
+
+
+def _lies_within(name: str) -> bool:
+    """Whether a name leads to no place above the folder or elsewhere, on any system."""
+    return not any(
+        path.is_absolute() or path.anchor or ".." in path.parts
+        for path in (PurePosixPath(name), PureWindowsPath(name))
+    )
 
 
 def _find(root: Path, name: str) -> Path:
     for folder in _FOLDERS:
         path = root / folder / name
-        if path.is_file():
+        try:
+            there = path.is_file()
+        except (OSError, ValueError):  # longer than any name can be, or with a null in it
+            break
+        if there:
             image_size(path)  # find what is no image now, not in the middle of a run
             return path
-    raise UserError(f"{root} has no image {name}, which its captions describe", _LAYOUT)
+    shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…"
+    raise UserError(f"{root} has no image {shown}, which its captions describe", _LAYOUT)

@@ -80,22 +80,42 @@ def read_image(path: Path, size: int | None = None) -> np.ndarray:
 
     :param size: bring an image of another size to this square: short side resized (bicubic),
         then the centre cropped. ``None`` keeps the size.
-    :raises UserError: for a file that is no image or truncated, with its name.
+    :raises UserError: for a file that is no image, truncated or of no usual range, with its name.
     """
     data = _read(path)
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(_fit(_to_rgb(image), size))
+    except UserError as error:
+        raise UserError(f"image file {path}: {error}") from error
     except Exception as error:  # every decoder has its own errors; all mean: not a whole image
         raise _unreadable(path, error) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel: keep the high ones, convert() would clip
+    if image.mode.startswith("I;16"):  # keep the high bits, convert() would clip
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        return Image.fromarray(_to_bytes(np.asarray(image), image.mode == "F")).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_bytes(values: np.ndarray, floats: bool) -> np.ndarray:
+    """Numbers whose range the file does not tell, by the narrowest usual one that holds them: floats
+    in [0, 1], then 0 to 255, then 0 to 65535.
+
+    :raises UserError: for numbers of another range.
+    """
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= 65535):  # nor where one is not a number
+        raise UserError(
+            f"its numbers lie between {low:g} and {high:g}", "save it with 0 to 255 a channel"
+        )
+    if floats and high <= 1:
+        return (values * 255).round().astype(np.uint8)
+    return (values if high <= 255 else values // 256).astype(np.uint8)
 
 
 def _fit(image: Image.Image, size: int | None) -> Image.Image:

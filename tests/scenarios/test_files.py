@@ -38,6 +38,28 @@ def test_sixteen_bits_keep_their_range(tmp_path):
     assert np.array_equal(read_image(tmp_path / "a.png")[..., 0], (deep >> 8).astype(np.uint8))
 
 
+@pytest.mark.parametrize(
+    ("scale", "kind"),
+    [(1, np.int32), (257, np.int32), (1 / 255, np.float32), (1, np.float32), (257, np.float32)],
+    ids=["I-8-bit", "I-16-bit", "F-1", "F-255", "F-65535"],
+)
+def test_numbers_of_any_usual_range_keep_it(tmp_path, scale, kind):
+    grey = np.arange(256).reshape(16, 16)
+    Image.fromarray((grey * scale).astype(kind)).save(tmp_path / "a.tiff")
+    image = read_image(tmp_path / "a.tiff")
+    assert np.array_equal(image, np.stack([grey] * 3, 2))
+
+
+@pytest.mark.parametrize(
+    "values", [[-1.0, 1.0], [0.0, 1e6], [0.0, float("nan")], [-3, 4], [0, 70_000]]
+)
+def test_numbers_of_another_range_are_refused(tmp_path, values):
+    kind = np.float32 if isinstance(values[0], float) else np.int32
+    Image.fromarray(np.array([values] * 2, dtype=kind)).save(tmp_path / "a.tiff")
+    with pytest.raises(UserError, match=r"a\.tiff: its numbers lie between"):
+        read_image(tmp_path / "a.tiff")
+
+
 def test_another_size_is_resized_by_the_short_side_and_cropped_in_the_centre(tmp_path):
     wide = np.zeros((10, 30, 3), dtype=np.uint8)
     wide[:, 10:20] = 255  # what stays after the crop
