@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clapforget.errors import UserError
+
 __all__ = ["Clip", "Tower", "tower_of"]
 
 Tower = Literal["image", "text"]
@@ -29,10 +31,15 @@ class Clip(nn.Module):
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, name: str, pretrained: str = "") -> None:
-        """:param model: an open_clip model. :param tokenizer: maps strings to token ids [n, L].
+        """:param model: an open_clip model, which is taken over as it is: **it itself** goes to eval mode
+            and its parameters stop requiring gradients. Give a ``copy.deepcopy`` to train on yours.
+            What stands in a ``DataParallel`` or ``DistributedDataParallel`` is taken out.
+        :param tokenizer: maps strings to token ids [n, L].
         :param name: architecture, for the record. :param pretrained: tag or file, for the record.
+        :raises UserError: if the model has no image tower as open_clip's have.
         """
         super().__init__()
+        model = _bare(model)
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
@@ -113,11 +120,11 @@ class Clip(nn.Module):
         :param images: [n, 3, h, w], uint8 or floats in [0, 1]. :returns: [n, 3, size, size], channels
             last in memory, by which convolutions are a quarter faster on a CPU.
         """
-        dtype = self.dtype
         images = images.to(self.device)
-        images = images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
+        images = images / 255 if images.dtype == torch.uint8 else images
         height, width = images.shape[-2:]
         if (height, width) != (self.image_size, self.image_size):
+            images = images.float()  # half numbers cannot be resized on a CPU
             size, short = self.image_size, min(height, width)
             shape = [int(side * size / short) for side in (height, width)]
             if self.resize_mode == "squash":
@@ -128,7 +135,8 @@ class Clip(nn.Module):
             images = F.interpolate(images, shape, mode=mode, antialias=True).clamp(0, 1)
             top, left = (round((side - size) / 2) for side in shape)
             images = images[..., top : top + size, left : left + size]
-        images = (images - self.mean.to(dtype)) / self.std.to(dtype)
+        dtype = self.dtype
+        images = (images.to(dtype) - self.mean.to(dtype)) / self.std.to(dtype)
         return images.contiguous(memory_format=torch.channels_last)
 
     def encode_image(self, images: Tensor, batch_size: int = 256) -> Tensor:
@@ -187,6 +195,19 @@ class Clip(nn.Module):
         for name, value in self.model.state_dict().items():
             if tower is None or tower_of(name) == tower:
                 yield name, value
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """The model without what distributes it over devices. :raises UserError: if it is no CLIP."""
+    bare = model
+    while not hasattr(bare, "visual") and isinstance(getattr(bare, "module", None), nn.Module):
+        bare = bare.module  # type: ignore[assignment]
+    if not hasattr(bare, "visual"):
+        raise UserError(
+            f"a {type(model).__name__} has no image tower called visual",
+            "give a model of open_clip",
+        )
+    return bare
 
 
 def tower_of(parameter: str) -> Tower | None:

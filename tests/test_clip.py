@@ -7,6 +7,7 @@ from PIL import Image
 
 from clapforget import lab
 from clapforget.clip import Clip, tower_of
+from clapforget.errors import UserError
 from clapforget.loading import build_clip
 
 
@@ -201,3 +202,42 @@ def test_resizing_keeps_pixels_in_range(lab_clip: Clip) -> None:
     hard[..., ::2, :] = 1  # bicubic overshoots at such edges
     pixels = lab_clip.preprocess(hard) * lab_clip.std + lab_clip.mean
     assert pixels.min() >= -1e-6 and pixels.max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [(32, 32), (48, 40)], ids=["own-size", "other-size"])
+def test_half_precision_reads_images_of_any_size(
+    random_clip: Clip, dtype: torch.dtype, size: tuple[int, int]
+) -> None:
+    images = torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(0))
+    exact = random_clip.preprocess(images)
+    half = Clip(random_clip.model.to(dtype), random_clip.tokenizer, "half")
+    pixels = half.preprocess(images)
+    assert pixels.dtype == dtype
+    torch.testing.assert_close(pixels.float(), exact, atol=0.05, rtol=0.01)
+    for given in (images, images.to(dtype), (images * 255).to(torch.uint8)):
+        features = half.encode_image(given)
+        assert features.dtype == dtype
+        assert features.isfinite().all()
+
+
+def test_a_model_is_taken_out_of_what_distributes_it(random_clip: Clip) -> None:
+    wrapped = torch.nn.DataParallel(torch.nn.DataParallel(random_clip.model))
+    clip = Clip(wrapped, random_clip.tokenizer, "wrapped")
+    assert clip.model is random_clip.model
+    assert clip.fingerprint() == random_clip.fingerprint()
+
+
+def test_what_is_no_clip_is_refused_in_a_line(random_clip: Clip) -> None:
+    for other in (torch.nn.Linear(2, 2), torch.nn.DataParallel(torch.nn.Linear(2, 2))):
+        with pytest.raises(UserError, match="no image tower"):
+            Clip(other, random_clip.tokenizer, "other")
+
+
+def test_the_given_model_itself_is_frozen_as_documented(random_clip: Clip) -> None:
+    model = random_clip.model.train().requires_grad_(True)
+    Clip(model, random_clip.tokenizer, "mine")
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert Clip.__init__.__doc__ is not None
+    assert "copy.deepcopy" in Clip.__init__.__doc__
