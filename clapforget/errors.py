@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["UserError", "check_least"]
+__all__ = ["UserError", "check_least", "check_most"]
 
 
 class UserError(ValueError):
@@ -24,3 +24,15 @@ def check_least(settings: object, group: str, **least: float) -> None:
         value = getattr(settings, name)
         if value < low:
             raise UserError(f"setting {group}.{name}={value}", f"give at least {low}")
+
+
+def check_most(settings: object, group: str, **most: float) -> None:
+    """Refuse settings above their greatest value, beyond which memory is what runs out.
+
+    :param group: what they are called by on the command line. :param most: by attribute.
+    :raises UserError: for the first of them.
+    """
+    for name, high in most.items():
+        value = getattr(settings, name)
+        if value > high:
+            raise UserError(f"setting {group}.{name}={value}", f"give at most {high}")

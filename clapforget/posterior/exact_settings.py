@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from clapforget.errors import UserError, check_least
+from clapforget.errors import UserError, check_least, check_most
 
 __all__ = ["ExactSettings"]
 
@@ -44,6 +44,7 @@ class ExactSettings:
     def __post_init__(self) -> None:
         """:raises UserError: for numbers that make no sense."""
         check_least(self, "exact", features=0, samples=1, reservoir=1)
+        check_most(self, "exact", features=100_000, samples=10_000)
         if self.spherical is not None and self.spherical < 0:
             raise UserError(f"setting exact.spherical={self.spherical}", "give at least 0")
         for name in ("strength", "spread", "ridge"):

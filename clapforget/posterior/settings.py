@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from clapforget.errors import UserError, check_least
+from clapforget.errors import UserError, check_least, check_most
 
 __all__ = ["ClapSettings"]
 
@@ -87,6 +87,7 @@ class ClapSettings:
             distillation_weight=0,
             orthogonality_weight=0,
         )
+        check_most(self, "clap", samples=10_000, top_samples=10_000, feedforward=100_000)
         if not 0 < self.prior_context <= 1:
             raise UserError(
                 f"setting clap.prior_context={self.prior_context}",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from clapforget.clip import Clip
-from clapforget.errors import UserError, check_least
+from clapforget.errors import UserError, check_least, check_most
 from clapforget.registry import Registry
 
 __all__ = ["PROMPTS", "Prompt", "PromptSettings", "make_prompt"]
@@ -56,6 +56,7 @@ class PromptSettings:
             key_weight=0,
             orthogonality_weight=0,
         )
+        check_most(self, "prompt", length=1_000, bank=100_000)
         if self.top > self.bank:
             raise UserError(
                 f"setting prompt.top={self.top} of a bank of {self.bank}", "choose fewer"

@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from clapforget.clip import Clip
-from clapforget.errors import UserError
+from clapforget.errors import UserError, check_most
 from clapforget.prefix import Prefix
 from clapforget.seeding import generator_for
 from clapforget.unlearn.base import FORGETTERS, ForgetTask, Forgetter, Unlearned
@@ -75,6 +75,7 @@ class StrangerSettings:
         for name in ("strangers", "steps", "batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"setting {name}={getattr(self, name)}", "give 1 or more")
+        check_most(self, "forget", strangers=4096)
         if self.keep_weight < 0:
             raise UserError(f"setting keep_weight={self.keep_weight}", "give 0 or more")
         if self.lr <= 0:
