@@ -30,7 +30,8 @@ class UncertaintyBuffer(ExemplarsBuffer):
     Works with Avalanche's ``ReplayPlugin(storage_policy=...)`` as well; scores of a posterior then
     need a strategy that has ``exemplar_predictive``, and those of features one of ours. Nothing is
     known there of the exemplars already held: a class that arrives in several experiences has its
-    old scores compared with the new ones, though another state of the posterior made them.
+    old scores compared with the new ones, though another state of the posterior made them. Other
+    benchmarks' images must be of three channels, uint8 or floats in [0, 1]: normalise in the model.
     """
 
     def __init__(
@@ -81,7 +82,10 @@ class UncertaintyBuffer(ExemplarsBuffer):
         raise UserError("the memory's buffer cannot be set", "use post_adapt() and forget()")
 
     def post_adapt(self, agent_state: Any, exp: Any) -> None:
-        """Take the best samples of a learn experience, and shrink every class to its share."""
+        """Take the best samples of a learn experience, and shrink every class to its share.
+
+        :raises UserError: for images that :func:`experience_samples` refuses.
+        """
         if getattr(exp, "kind", "learn") != "learn":
             return
         images, labels, ids = experience_samples(exp)
@@ -178,12 +182,32 @@ class UncertaintyBuffer(ExemplarsBuffer):
 
 
 def experience_samples(exp: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Images uint8, labels and sample ids of an experience, ours or any of Avalanche's."""
+    """Images uint8 [n, 3, h, w], labels and sample ids of an experience, ours or any of Avalanche's.
+
+    :raises UserError: for images that are neither uint8 nor within [0, 1], or not of three channels.
+    """
     labels = torch.tensor([int(y) for y in exp.dataset.targets])
     if hasattr(exp, "data") and hasattr(exp.dataset, "sample_id"):
         ids = torch.tensor(list(exp.dataset.sample_id))
         return exp.data.train.images(ids), labels, ids
+    number = getattr(exp, "current_experience", 0)
     images = torch.stack([exp.dataset[i][0] for i in range(len(labels))])
-    images = (images.clamp(0, 1) * 255 + 0.5).to(torch.uint8)
-    first = getattr(exp, "current_experience", 0) * 10_000_000
-    return images, labels, first + torch.arange(len(labels))
+    images = _as_bytes(images, f"images of experience {number}")
+    return images, labels, number * 10_000_000 + torch.arange(len(labels))
+
+
+def _as_bytes(images: Tensor, what: str) -> Tensor:
+    if images.dim() != 4 or images.shape[1] != 3:
+        raise UserError(
+            f"{what} are {list(images.shape[1:])}", "give them three channels, [3, h, w]"
+        )
+    if images.dtype == torch.uint8:
+        return images
+    bytes_ = images * 255 + 0.5
+    if not ((bytes_ >= 0) & (bytes_ < 256)).all():  # half a step outside rounds to what is inside
+        low, high = float(images.min()), float(images.max())
+        raise UserError(
+            f"{what} reach from {low:.2f} to {high:.2f}",
+            "give floats in [0, 1] or uint8, and normalise in the model",
+        )
+    return bytes_.to(torch.uint8)

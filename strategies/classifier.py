@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clapforget.clip import Clip
+from clapforget.errors import UserError
 
 __all__ = ["ClipClassifier"]
 
@@ -54,8 +56,29 @@ class ClipClassifier(nn.Module):
 
     @torch.no_grad()
     def forget(self, clip: Clip, labels: Iterable[int]) -> None:
-        """Take a changed CLIP, and drop what training taught of some classes: their δ is zero again."""
-        self.clip = clip
+        """Take a changed CLIP's weights, and drop what training taught of some classes: their δ is zero
+        again.
+
+        The weights are written over the old ones: whoever holds these parameters, as an optimiser does,
+        holds none of the old.
+
+        :raises UserError: for a CLIP of other tensors.
+        """
+        old, new = self.clip.state_dict(), clip.state_dict()
+        if {n: t.shape for n, t in old.items()} != {n: t.shape for n, t in new.items()}:
+            raise UserError(
+                "the forgetter gave back a CLIP with other tensors than it was given",
+                "use one that keeps their names and shapes",
+            )
+        for name, tensor in old.items():
+            tensor.copy_(new[name])
         self.text.copy_(self._texts())
         self.delta[list(labels)] = 0
         self.delta.grad = None
+
+    def fingerprint(self) -> str:
+        """SHA-256 of CLIP's weights and the classifier's own, as hex."""
+        digest = hashlib.sha256(self.clip.fingerprint().encode())
+        for own in (self.text, self.delta):
+            digest.update(own.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()

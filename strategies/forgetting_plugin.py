@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import copy
+from collections.abc import Callable, Sequence
 from itertools import chain, islice
 from typing import Any, Literal
 
 import torch
-from avalanche.core import BaseSGDPlugin, SupervisedPlugin
-from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
-from avalanche.training.plugins.clock import Clock
-from avalanche.training.storage_policy import BalancedExemplarsBuffer, ReservoirSamplingBuffer
-from avalanche.training.templates.base_sgd import PeriodicEval
+from avalanche.core import SupervisedPlugin
 
 from clapforget.errors import UserError
-from clapforget.strategies.buffer import UncertaintyBuffer
 from clapforget.strategies.certify_plugin import ClassifierCertifier
 from clapforget.strategies.classifier import ClipClassifier
+from clapforget.strategies.forget_checks import check_strategy
 from clapforget.strategies.forget_task import caption_pairs
+from clapforget.strategies.replay_memory import forget_in_buffer, replay_policies
 from clapforget.unlearn.base import (
     DEFAULT_FORGETTER,
     ForgetTask,
@@ -30,7 +28,6 @@ from clapforget.verify.rules import Claim
 
 __all__ = ["ForgettingPlugin", "forget_in_buffer"]
 
-_HARMLESS = (ReplayPlugin, EvaluationPlugin, Clock, PeriodicEval)
 _MOST_RETAINED = 512
 
 
@@ -48,8 +45,11 @@ class ForgettingPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
     rules of ``clapforget verify``, or where it names samples or pairs by those of
     :mod:`clapforget.verify.samples`.
 
-    Stands last among ``plugins``. Plugins that keep something of a task when it ends (importances,
-    teachers) would take the request for a task and are refused.
+    Stands last among ``plugins``. Before anything is trained it refuses a plugin that it does not know
+    to be harmless (one that keeps importances or teachers would take the request for a task), and a
+    strategy that chooses or keeps its own training data (``Cumulative``, ``JointTraining``, ``GDumb``,
+    ``DER``, ...): :mod:`~clapforget.strategies.forget_checks`. Should the model change after a request
+    although nothing was learned, training ends in an error and the request's certificate is withdrawn.
     """
 
     def __init__(
@@ -59,12 +59,15 @@ class ForgettingPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         seed: int = 0,
         certify: Literal["full", "quick", False] = "full",
         claim: Claim = "association",
+        harmless: Sequence[type] = (),
     ) -> None:
         """:param forgetter: a registered name, ``"name:preset"``, or a forgetter.
         :param retain_set: data to retain on, in place of the replay memories.
         :param certify: the level at which requests are examined, or no certificates.
         :param claim: ``association``, or that the image tower holds the class no longer (``knowledge``).
-        :raises UserError: for an unknown forgetter, level or claim.
+        :param harmless: classes of plugins and strategies beside Avalanche's that you vouch for: they
+            neither keep what a request takes away nor put it back. ``LRSchedulerPlugin`` is one such.
+        :raises UserError: for an unknown forgetter, level or claim, or plugins in place of their classes.
         """
         super().__init__()
         self.forgetter = make_forgetter(forgetter) if isinstance(forgetter, str) else forgetter
@@ -74,48 +77,68 @@ class ForgettingPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         """What each forget request came to."""
         self.certifier = ClassifierCertifier(certify, claim) if certify else None
         self.certificates: list[Certificate] = []
+        self.harmless = tuple(harmless)
+        if not all(isinstance(each, type) for each in self.harmless):
+            raise UserError(
+                f"harmless={harmless!r} of ForgettingPlugin", "give classes, not plugins"
+            )
         self._silenced: list[Any] = []
+        self._left: tuple[str, int, str] | None = None
+        """The last request's title and event, and the model's fingerprint after it; None once learning."""
+
+    def before_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        check_strategy(strategy, self, self.harmless)
+
+    def before_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self._hear()
+        self._confirm(strategy)
 
     def after_train_dataset_adaptation(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Replay can't open an empty data set beside its own, and nothing is read from either."""
-        forgets = getattr(strategy.experience, "kind", "learn") == "forget"
-        if forgets and not len(strategy.adapted_dataset):
-            held = [policy.buffer for policy in _policies(strategy) if len(policy.buffer)]
+        if _forgets(strategy) and not len(strategy.adapted_dataset):
+            held = [policy.buffer for policy in replay_policies(strategy) if len(policy.buffer)]
             strategy.adapted_dataset = held[0] if held else strategy.adapted_dataset
 
     def before_training_exp(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        if getattr(strategy.experience, "kind", "learn") == "forget":
-            self._check(strategy)
-            self.done.append(self._forget(strategy, strategy.experience))
+        if not _forgets(strategy):
+            return
+        check_strategy(strategy, self, self.harmless)  # it may have come to hold something since
+        self.done.append(self._forget(strategy, strategy.experience))
+        title, event = strategy.experience.request.title, strategy.clock.train_exp_counter
+        self._left = (title, event, strategy.model.fingerprint())
 
     def before_training_epoch(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        if getattr(strategy.experience, "kind", "learn") == "forget":
+        if _forgets(strategy):
             strategy.dataloader = []
 
     def after_training(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
-        for buffer in self._silenced:
-            del buffer.update
+        self._hear()
+        self._confirm(strategy)
+
+    def _hear(self) -> None:
+        """Let replay learn again."""
+        for policy in self._silenced:
+            del policy.update
         self._silenced = []
 
-    def _check(self, strategy: Any) -> None:
-        if not isinstance(strategy.model, ClipClassifier):
-            raise UserError(
-                f"ForgettingPlugin cannot change a {type(strategy.model).__name__}",
-                "give the strategy a ClipClassifier",
-            )
-        for plugin in strategy.plugins:
-            own = getattr(type(plugin), "after_training_exp", None)
-            silent = own is None or own in (
-                SupervisedPlugin.after_training_exp, BaseSGDPlugin.after_training_exp
-            )  # fmt: skip
-            if not silent and not isinstance(plugin, _HARMLESS):
-                raise UserError(
-                    f"{type(plugin).__name__} would take a forget request for a task to learn",
-                    "leave it out, or live through the stream with ClapForget",
-                )
+    def _confirm(self, strategy: Any) -> None:
+        """:raises UserError: if the model is not as the last request left it, and nothing was learned."""
+        if self._left is None:
+            return
+        title, event, fingerprint = self._left
+        self._left = None
+        model = strategy.model
+        if isinstance(model, ClipClassifier) and model.fingerprint() == fingerprint:
+            return
+        if self.certificates and self.certificates[-1].event == event:
+            self.certificates.pop()
+        raise UserError(
+            f"something changed the model after {title} was carried out, so it has no certificate",
+            "leave out the plugin or strategy that does, and forget again",
+        )
 
     def _forget(self, strategy: Any, experience: Any) -> dict[str, Any]:
-        policies, model = _policies(strategy), strategy.model
+        policies, model = replay_policies(strategy), strategy.model
         ids, labels = set(experience.dataset.sample_id), set(experience.classes)
         deleted = 0
         for policy in policies:
@@ -148,7 +171,7 @@ class ForgettingPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         held = sorted({int(y) for policy in policies for y in policy.buffer.targets})
         views, by_class = certifier.views(experience, held), bool(experience.classes)
         if by_class:
-            before = certifier.look(model)
+            before = certifier.look(copy.deepcopy(model))  # the model's own tensors change
         else:
             seen = certifier.look_at_samples(experience, model, views)
 
@@ -183,8 +206,8 @@ class ForgettingPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
         )  # fmt: skip
 
 
-def _policies(strategy: Any) -> list[Any]:
-    return [p.storage_policy for p in strategy.plugins if isinstance(p, ReplayPlugin)]
+def _forgets(strategy: Any) -> bool:
+    return getattr(strategy.experience, "kind", "learn") == "forget"
 
 
 def _held(policies: list[Any], data: Any, captions: bool) -> Pairs:
@@ -199,39 +222,3 @@ def _held(policies: list[Any], data: Any, captions: bool) -> Pairs:
         ids = [i for buffer in buffers for i in buffer.sample_id][: len(samples)]
         names = [said[0] for said in data.captions("train", torch.tensor(ids))]
     return Pairs(images, names)
-
-
-def forget_in_buffer(buffer: Any, sample_ids: Collection[int], labels: Collection[int] = ()) -> int:
-    """Delete samples from one of Avalanche's storage policies. :returns: how many.
-
-    They are out of the buffer's data set; that is a view of your data, which is yours to delete.
-
-    :param sample_ids: the data's ``sample_id``. :param labels: classes of which all are deleted.
-    :raises UserError: for a policy that cannot forget, or a buffer without sample ids.
-    """
-    if isinstance(buffer, UncertaintyBuffer):
-        return buffer.forget(labels, sample_ids)
-    if isinstance(buffer, BalancedExemplarsBuffer):
-        groups = buffer.buffer_groups
-        deleted = sum(forget_in_buffer(group, sample_ids, labels) for group in groups.values())
-        for name in [name for name, group in groups.items() if not len(group.buffer)]:
-            del groups[name]
-            for seen in ("seen_classes", "seen_groups"):
-                getattr(buffer, seen, set()).discard(name)
-        return deleted
-    if not isinstance(buffer, ReservoirSamplingBuffer):
-        raise UserError(
-            f"{type(buffer).__name__} cannot delete samples",
-            "use UncertaintyBuffer, or a class-balanced or reservoir buffer of Avalanche",
-        )
-    data = buffer.buffer
-    if len(data) and not hasattr(data, "sample_id"):
-        raise UserError("the replay memory has no sample ids", "learn from clapforget's streams")
-    ids = list(data.sample_id) if len(data) else []
-    kept = [
-        i for i, (one, y) in enumerate(zip(ids, data.targets if ids else []))
-        if one not in sample_ids and int(y) not in labels
-    ]  # fmt: skip
-    buffer.buffer = data.subset(kept) if ids else data
-    buffer._buffer_weights = buffer._buffer_weights[kept]
-    return len(ids) - len(kept)

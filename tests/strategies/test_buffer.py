@@ -15,6 +15,7 @@ from clapforget import Clip, UserError
 from clapforget.posterior import Predictive
 from clapforget.scenarios import ImageData, stream
 from clapforget.strategies import ClapForget, TrainSettings, UncertaintyBuffer
+from clapforget.strategies.buffer import experience_samples
 from clapforget.uncertainty import SCORES
 
 
@@ -370,3 +371,36 @@ def test_a_class_in_two_experiences_is_chosen_from_as_one_pool(data: ImageData, 
     assert torch.isin(kept, held).any() and not torch.isin(kept, held).all()
     encoded = strategy.model.clip.encode_image(data.train.images(kept))
     torch.testing.assert_close(strategy.memory_views[:, 0], encoded, atol=1e-5, rtol=0)
+
+
+def experience_of(images: Tensor) -> Any:
+    """An experience of another benchmark: nothing but a data set of images."""
+
+    class Data(list):
+        targets = [0] * len(images)
+
+    return type("Experience", (), {"dataset": Data((image, 0, 0) for image in images)})()
+
+
+def test_images_of_other_benchmarks_are_kept_as_they_are() -> None:
+    bytes_ = torch.randint(256, (6, 3, 4, 4), dtype=torch.uint8)
+    for images in (bytes_, bytes_ / 255, bytes_ / 255 + torch.rand(6, 3, 4, 4) * 0.001):
+        kept, labels, ids = experience_samples(experience_of(images))
+        assert torch.equal(kept, bytes_)
+        assert labels.tolist() == [0] * 6 and ids.tolist() == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [((torch.rand(4, 3, 4, 4) - 0.5) / 0.25, r"reach from -\d\.\d\d to \d"),
+     (torch.full((4, 3, 4, 4), 1.01), "reach from 1.01 to 1.01"),
+     (torch.full((4, 3, 4, 4), torch.nan), "nan"),
+     (torch.randint(2, 256, (4, 3, 4, 4)), "normalise in the model"),
+     (torch.rand(4, 1, 4, 4), r"are \[1, 4, 4\]; give them three channels")],
+)  # fmt: skip
+def test_images_it_cannot_keep_as_they_are_are_refused(images: Tensor, said: str) -> None:
+    buffer = UncertaintyBuffer(4, "random")
+    with pytest.raises(UserError, match=said) as error:
+        buffer.post_adapt(None, experience_of(images))
+    assert "images of experience 0" in str(error.value)
+    assert not len(buffer)

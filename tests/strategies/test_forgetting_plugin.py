@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
 import torch
-from avalanche.training.plugins import EvaluationPlugin, EWCPlugin, ReplayPlugin
+from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
 from avalanche.training.storage_policy import (
     ClassBalancedBuffer,
     ExperienceBalancedBuffer,
@@ -178,15 +180,53 @@ def test_pairs_leave_clip_with_their_captions(clip: Clip, data: ImageData) -> No
     assert certificate.rule.startswith("pairs"), certificate.rule
 
 
-def test_what_would_keep_something_is_refused(clip: Clip, data: ImageData) -> None:
+def test_a_model_it_cannot_change_is_refused(clip: Clip, data: ImageData) -> None:
     _, forget = stream(data, "L0-3 F1").train_stream
-    strategy = naive(clip, data, [EWCPlugin(0.1), ForgettingPlugin()])
-    with pytest.raises(UserError, match="EWCPlugin would take a forget request"):
-        strategy.train(forget)
     linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 100))
     strategy = naive(clip, data, [ForgettingPlugin()], linear)
     with pytest.raises(UserError, match="cannot change a Sequential"):
         strategy.train(forget)
+
+
+def saved(thing: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(thing, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_nothing_that_is_saved_holds_the_old_weights(
+    clip: Clip, data: ImageData, kind: type[torch.optim.Optimizer]
+) -> None:
+    """Neither the model nor the optimiser, though the request is the last."""
+    strategy = naive(clip, data, [ForgettingPlugin("stranger", certify="quick")])
+    model = strategy.model
+    strategy.optimizer = kind(model.parameters(), lr=0.01)
+    learn, forget = stream(data, "L0-3 F1").train_stream
+    strategy.train(learn)
+    table = model.clip.token_table.weight
+    old = table.detach().clone()
+    strategy.optimizer.state[table]["exp_avg"] = old.clone()  # as if CLIP had been trained
+    taught = model.delta.detach()[1].numpy().tobytes()
+    strategy.train(forget)
+    (row,) = (old != table).any(1).nonzero().flatten()[:1].tolist()
+    wanted, new = old[row].numpy().tobytes(), table.detach()[row].numpy().tobytes()
+    for thing in (model.state_dict(), strategy.optimizer.state_dict(), strategy.optimizer, model):
+        assert wanted not in saved(thing)
+        assert taught not in saved(thing)
+    assert new in saved(model.state_dict()) and new in saved(strategy.optimizer)
+    (group,) = strategy.optimizer.param_groups
+    assert {id(p) for p in group["params"]} == {id(p) for p in model.parameters()}
+    assert not any(p.requires_grad for p in model.clip.parameters())
+
+
+def test_a_changed_clip_of_other_tensors_is_refused(clip: Clip, data: ImageData) -> None:
+    model = ClipClassifier(clip, data.class_names, data.templates)
+    before, other = model.fingerprint(), clip.trainable_copy([])
+    other.model.extra = nn.Parameter(torch.zeros(1))
+    with pytest.raises(UserError, match="with other tensors than it was given"):
+        model.forget(other, [1])
+    assert model.fingerprint() == before
 
 
 def test_an_untrained_classifier_is_zero_shot_clip(clip: Clip, data: ImageData) -> None:
