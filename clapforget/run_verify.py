@@ -103,7 +103,7 @@ def verify_models(request: VerifyRequest, say: Callable[[str], None]) -> Certifi
         say("no --unseen and no --twin: nothing stands in for never learned; at best inconclusive")
     subjects = Subject(before), Subject(after), None if twin is None else Subject(twin)
     if subjects[2] is not None:
-        for option, other in (("--before", subjects[0]), ("--after", subjects[1])):
+        for option, other in (("--after", subjects[1]), ("--before", subjects[0])):
             _check_apart(option, other, subjects[2], m, request.claim)
     found = examine(
         *subjects[:2], m, subjects[2], level=request.level, claim=request.claim, seed=request.seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from typer.testing import CliRunner
 
 from clapforget import UserError, lab, load_clip
 from clapforget.cli import app
+from clapforget.clip import Clip
 from clapforget.loading import build_clip
 from clapforget.pretrain import save_clip
 from clapforget.run_verify import VerifyRequest, check_certificate, load_checkpoint, verify_models
+from clapforget.seeding import generator_for
 from clapforget.verify import schema
 
 
@@ -93,6 +96,9 @@ def test_check_ends_with_one_where_it_is_another_model(certified: Path, checkpoi
         ({"request": "L3"}, "no class|no request"), ({"after": "/no/file.pt", "model": "lab-tiny"}, "does not exist"),
         ({"seed": -1}, "seed -1"), ({"after": "/no/file.pt"}, "of which architecture"),
         ({"unseen": "F6"}, "to be forgotten and in --unseen"),
+        ({"twin": "lab-tiny"}, "gives the features that --after gives"),
+        ({"request": "F0-99"}, "no test image of a class to be kept"),
+        ({"unseen": "F0-5,7-99"}, "no test image of a class to be kept"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told(changes: dict[str, Any], words: str) -> None:
@@ -105,6 +111,48 @@ def test_mistakes_are_told(changes: dict[str, Any], words: str) -> None:
     }
     with pytest.raises(UserError, match=words):
         verify_models(VerifyRequest(**{**request, **changes}), quietly)  # type: ignore[arg-type]
+
+
+def saved(clip: Clip, path: Path) -> str:
+    save_clip(clip, path, half=False)
+    return str(path)
+
+
+def test_a_twin_was_trained_apart_or_is_refused(tmp_path: Path) -> None:
+    """Not the model after itself, nor, where knowledge is claimed, one with its image tower."""
+    after, other, apart = (load_clip("lab-tiny").trainable_copy([]) for _ in range(3))
+    with torch.no_grad():
+        for seed, clip in enumerate((after, other)):  # another text tower
+            table = clip.token_table.weight
+            table += table.std() * torch.randn(table.shape, generator=generator_for(seed, 1))
+        for parameter in apart.model.visual.parameters():
+            parameter.add_(
+                0.1 * parameter.std() * torch.randn(parameter.shape, generator=generator_for(0, 0))
+            )
+    last = saved(after, tmp_path / "after.safetensors")
+    asked = VerifyRequest("lab-tiny", last, "F6", "lab", level="quick")
+    with pytest.raises(UserError, match="gives the features that --after gives"):
+        verify_models(replace(asked, twin=last), quietly)
+    tower = saved(other, tmp_path / "tower.safetensors")
+    with pytest.raises(UserError, match="an image tower that gives the features"):
+        verify_models(replace(asked, twin=tower), quietly)
+    for claim, twin in (
+        ("association", tower),
+        ("knowledge", saved(apart, tmp_path / "apart.safetensors")),
+    ):
+        verify_models(replace(asked, twin=twin, claim=claim), quietly)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "part", ["token_embedding.weight", "logit_scale", "visual.bn1.running_mean"]
+)
+def test_a_model_that_is_not_finite_is_told_in_a_line(part: str, tmp_path: Path) -> None:
+    broken = load_clip("lab-tiny").trainable_copy([])
+    with torch.no_grad():
+        broken.model.state_dict()[part].view(-1)[:1] = float("nan")
+    path = saved(broken, tmp_path / "broken.safetensors")
+    with pytest.raises(UserError, match=f"--after: {part}"):
+        verify_models(VerifyRequest("lab-tiny", path, "F6", "lab", level="quick"), quietly)
 
 
 def test_a_file_that_is_no_certificate_is_refused(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from clapforget.bench import (  # noqa: F401 (they file the kinds)
     verify_adversary,
     verify_attacks,
     verify_cases,
+    verify_evasions,
     verify_harmless,
 )
 from clapforget.bench.verify_kinds import KINDS, Case, Kind

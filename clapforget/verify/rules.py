@@ -23,9 +23,9 @@
    class is still answered as before (more than three quarters of it, which is more than the reference allows)
    and what stands in is answered as often.
 10. **inconclusive**: bare CLIP knew the class, knowledge is claimed to be gone, and no witness could judge
-   the image tower; or the head alone knew it, still has a column for it and shows no stored class vector
-   that answers (answers cannot tell what a head holds back, and the nats of its posterior are what it says
-   of itself); or a piece whose role
+   the image tower; or the head alone knew it, still has a column for it and shows neither a stored class
+   vector that answers nor nats of a posterior that its answers bear out (answers alone cannot tell what a
+   head holds back); or a piece whose role
    is ``both`` is not shown to be at most the margin above the reference (one-sided test at 5 %; all must
    pass, so no correction); or the place of the images is not shown to be at most the margin beyond it either:
    images that were put where no unseen class lies were put there.
@@ -152,8 +152,8 @@ def _gone_from_answers(
         return ("inconclusive", "10: no witness could judge the image tower",
                 "give a twin or more unseen classes, or claim the association only")  # fmt: skip
     if _head_not_shown(found, answers):
-        return ("inconclusive", "10: the head alone knew the class, and shows no vector that answers",
-                "give the head's stored class vectors")  # fmt: skip
+        return ("inconclusive", "10: the head alone knew the class, and what it shows does not explain its answers",
+                "give the head's stored class vectors or the nats of its posterior")  # fmt: skip
     unclear = [p for p in must if not p.holds or _displaced(p, rules.alpha)]
     if unclear:
         worst = max(unclear, key=lambda p: max(p.p_above or 0.0, p.p_below or 0.0))
@@ -202,8 +202,8 @@ def _head_not_shown(found: dict[str, Evidence], answers: Evidence) -> bool:
     if bare is None or bare.role != "shown" or "column_shut" not in found:
         return False
     knew = (answers.before or 0.0) > (answers.reference or 0.0) + (answers.margin or 0.0)
-    vectors = found.get("head_weights")
-    return knew and (vectors is None or vectors.role == "shown")
+    inside = (found.get("head_weights"), found.get("posterior_nats"))
+    return knew and not any(p is not None and p.role == "both" for p in inside)
 
 
 def _closeness(piece: Evidence) -> float:

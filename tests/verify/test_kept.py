@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from clapforget.verify import Reading, Subject
-from clapforget.verify.kept import _together, found_by_name, kept_evidence
+from clapforget.verify.kept import _together, by_most_wordings, found_by_name, kept_evidence
 from clapforget.verify.witnesses.association import association, precision_by_column
+from clapforget.verify.witnesses.wordings import PARAPHRASES
 from tests.verify.worlds import FORGET, material, scrambled, subject
 
 
@@ -51,6 +52,23 @@ def test_a_name_finds_an_image_of_its_class_until_it_means_nothing() -> None:
     assert knows.unseen is not None
     assert knows.unseen.mean() < 0.4
     assert knows.role == "shown"
+
+
+def test_a_kept_name_is_kept_in_other_wordings_too() -> None:
+    """In the data's own wordings all is as before; in the others each name means the next one."""
+    m, part = material(), material().test["retain"]
+    assert by_most_wordings(subject(), part, m).float().mean() > 0.9
+    moved, own = Subject(subject().clip), len(m.templates)
+    key = (tuple(m.names), (*m.templates, *PARAPHRASES))
+    text = subject().wordings(*key).clone()
+    text[:, own:] = text[:, own:].roll(1, 0)
+    moved._wordings[key] = text
+    found = {p.name: p for p in kept_evidence(subject(), moved, m)}
+    assert found["clip_retain_accuracy"].drop == 0
+    piece = found["clip_retain_wordings"]
+    assert piece.role == "kept" and piece.drop is not None and piece.drop > 0.8
+    same = {p.name: p for p in kept_evidence(subject(), subject(), m)}["clip_retain_wordings"]
+    assert same.drop == 0
 
 
 @pytest.mark.parametrize(

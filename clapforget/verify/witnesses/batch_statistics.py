@@ -14,7 +14,7 @@ from clapforget.verify.reading import Reading, read, witness
 from clapforget.verify.subject import Subject
 from clapforget.verify.witnesses.answers import hits
 
-__all__ = ["batch_statistics", "estimated_anew"]
+__all__ = ["batch_statistics", "estimated_anew", "normalisations"]
 
 _IMAGES, _UNSEEN, _BATCH = 5, 5, 128
 
@@ -26,7 +26,7 @@ def batch_statistics(subject: Subject, m: Material, seed: int) -> list[Reading]:
     statistics gives it back. Nothing where the image tower has none.
     """
     shots = m.shots.get("retain")
-    if shots is None or not _normalisations(subject.clip):
+    if shots is None or not normalisations(subject.clip):
         return []
     images = shots.first(_IMAGES).images
     images = images[torch.randperm(len(images), generator=generator_for(seed, 36))]
@@ -41,7 +41,7 @@ def estimated_anew(clip: Clip, images: Tensor) -> Clip:
     """A copy whose batch normalisations have the mean statistics of these images [n, 3, h, w], in batches
     of 128."""
     copy = clip.trainable_copy([])
-    found = _normalisations(copy)
+    found = normalisations(copy)
     for module in found:
         module.reset_running_stats()
         module.momentum = None  # the mean over all batches
@@ -53,7 +53,8 @@ def estimated_anew(clip: Clip, images: Tensor) -> Clip:
     return copy
 
 
-def _normalisations(clip: Clip) -> list[nn.modules.batchnorm._BatchNorm]:
+def normalisations(clip: Clip) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The image tower's batch normalisations that keep running statistics."""
     modules = clip.model.visual.modules()  # type: ignore[operator,union-attr]
     kind = nn.modules.batchnorm._BatchNorm
     return [x for x in modules if isinstance(x, kind) and x.track_running_stats]

@@ -12,7 +12,7 @@ from clapforget.verify.subject import Subject
 from clapforget.verify.witnesses.answers import own_or_any
 from clapforget.verify.witnesses.association import precision_by_column
 
-__all__ = ["head_weights"]
+__all__ = ["correlation", "head_weights"]
 
 _EXPLAINED, _UNEXPLAINED = 0.8, 0.5  # correlations
 
@@ -50,13 +50,17 @@ def _elsewhere(subject: Subject, m: Material, weights: Tensor, columns: Tensor) 
     v = torch.cat([subject.features(part) for part in parts])
     logits = torch.cat([subject.logits(part, m.names, m.templates) for part in parts]).double()
     free = logits.isfinite().all(0) & (logits.std(0) > 0)
-    answered, stored = (_standard(x[:, free].double()) for x in (logits, v @ weights.T))
-    agree = (answered * stored).mean(0)
+    agree = correlation(logits[:, free], (v @ weights.T)[:, free])
     kept, gone = (torch.isin(columns.to(free.device)[free], torch.tensor(c, device=free.device))
                   for c in (m.retain, m.forget))  # fmt: skip
     if not kept.any() or not gone.any() or agree[kept].median() < _EXPLAINED:
         return False
     return bool((agree[gone] < _UNEXPLAINED).any())
+
+
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's, of each column of a [n, C] with the same column of b: [C]; 0 where one is constant."""
+    return (_standard(a.double()) * _standard(b.double())).mean(0)
 
 
 def _standard(x: Tensor) -> Tensor:

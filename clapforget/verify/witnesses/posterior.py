@@ -15,11 +15,13 @@ from clapforget.uncertainty import SCORES
 from clapforget.verify.material import Material, Part
 from clapforget.verify.reading import Reading, read, witness
 from clapforget.verify.subject import Subject
+from clapforget.verify.witnesses.head_weights import correlation
 
 __all__ = ["KroneckerLaplace", "conformal_threshold", "posterior"]
 
 _DRAWS = 64
 _ALPHA = 0.1
+_EXPLAINED = 0.5  # correlation
 _TEMPERATURES = torch.logspace(-1, 1.5, 26)
 
 
@@ -132,11 +134,31 @@ def posterior(subject: Subject, m: Material, seed: int) -> list[Reading]:
 
 
 def _nats(subject: Subject, m: Material) -> list[Reading]:
+    """Only accuses where a head shows no class vectors and a forgotten column does not answer as its prior
+    would: then the nats are no more than what the head says of itself."""
     if not subject.nats:
         return []
     own = {c: subject.nats.get(c, 0.0) for c in m.forget}  # no column: nothing is held of it
     labels = np.array(sorted(own))
     values = np.array([own[int(c)] for c in labels])
+    borne_out = subject.class_weights is not None or _as_prior(subject, m)
+    note = "reference: the prior itself"
+    if not borne_out:
+        note += "; the answers do not bear them out"
     return [Reading("posterior_nats", "nats of the forgotten classes' posterior over the prior",
                     "posterior", values, labels, np.zeros(1), np.zeros(1, int), share=False,
-                    margin=0.25, minimum_lead=0.5, note="reference: the prior itself")]  # fmt: skip
+                    role="both" if borne_out else "accuses", margin=0.25, minimum_lead=0.5, note=note)]  # fmt: skip
+
+
+def _as_prior(subject: Subject, m: Material) -> bool:
+    """Whether every forgotten column answers as a posterior at its prior does, by the class's text:
+    correlation over images."""
+    parts = [m.test[k] for k in ("forget", "retain")]
+    columns = subject.column_labels(len(m.names))
+    gone = torch.isin(columns, torch.tensor(m.forget))
+    if not gone.any():
+        return True
+    logits = torch.cat([subject.logits(part, m.names, m.templates) for part in parts])[:, gone]
+    text = subject.names(m.names, m.templates)[columns[gone]]
+    cosine = torch.cat([subject.features(part) for part in parts]) @ text.T
+    return bool((correlation(logits, cosine) >= _EXPLAINED).all())

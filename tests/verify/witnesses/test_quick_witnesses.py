@@ -11,9 +11,11 @@ import torch
 from scipy import stats
 
 from clapforget.clip import Clip
+from clapforget.loading import build_clip
 from clapforget.seeding import generator_for
 from clapforget.verify import WITNESSES, Reading, Subject
 from clapforget.verify.witnesses.association import precision_by_column
+from clapforget.verify.witnesses.batch_statistics import normalisations
 from clapforget.verify.witnesses.posterior import KroneckerLaplace, conformal_threshold
 from clapforget.verify.witnesses.rounding import round_weights
 from clapforget.verify.witnesses.transforms import TRANSFORMS
@@ -60,6 +62,54 @@ def test_placement_sees_the_images_where_the_name_is_gone() -> None:
     assert known.retain is not None
     assert known.forget.mean() < known.unseen.mean() - 0.05
     assert abs(known.forget.mean() - known.retain.mean()) < 0.05
+
+
+def with_other_statistics() -> Clip:
+    """The image tower under running statistics that no images have."""
+    other = clip().trainable_copy([])
+    for i, module in enumerate(normalisations(other)):
+        noise = torch.randn(module.running_mean.shape, generator=generator_for(i, 0))
+        module.running_mean += 2 * noise * module.running_var.sqrt()
+    return other
+
+
+def test_batch_statistics_estimated_anew_bring_back_what_lived_in_others() -> None:
+    name = "batch_statistics"
+    hidden = Subject(with_other_statistics())
+    assert call("answers", "answers", hidden).forget.mean() < 0.5
+    back, known = call(name, name, hidden), call(name, name)
+    assert back.forget.mean() > 0.9 and known.forget.mean() > 0.9
+    assert back.unseen is not None and back.unseen.mean() < 0.3
+    assert back.forget == pytest.approx(known.forget)  # the weights are the same
+    assert call(name, name, Subject(scrambled())).forget.mean() < 0.2
+
+
+def test_batch_statistics_leave_the_examined_model_alone_and_need_some() -> None:
+    before = clip().fingerprint()
+    call("batch_statistics", "batch_statistics")
+    assert clip().fingerprint() == before
+    transformer = Subject(build_clip("lab-vit", seed=0))
+    assert WITNESSES.get("batch_statistics")(transformer, material(), 0) == []
+    unarmed = replace(material(), shots={})
+    assert WITNESSES.get("batch_statistics")(subject(), unarmed, 0) == []
+
+
+@pytest.mark.parametrize(("honest", "role"), [(True, "both"), (False, "accuses")])
+def test_nats_are_a_look_inside_only_where_the_answers_bear_them_out(
+    honest: bool, role: str
+) -> None:
+    """A column at its prior answers by the class's text; noise does not."""
+    columns = [*FORGET, *RETAIN]
+    text = subject().names(material().names, material().templates)[columns]
+
+    def answer(v: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        logits = 20 * v @ text.T
+        noise = torch.randn(len(v), len(FORGET), generator=generator_for(5, 0))
+        return logits if honest else torch.cat([noise - 60, logits[:, len(FORGET) :]], 1)
+
+    who = Subject(clip(), answer, columns, nats=dict.fromkeys(columns, 0.0))
+    assert call("posterior", "posterior_nats", who).role == role
+    assert call("posterior", "posterior_nats", replace(who, class_weights=text)).role == "both"
 
 
 def exchanged() -> Clip:
