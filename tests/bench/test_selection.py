@@ -82,7 +82,9 @@ def test_on_a_small_stream_herded_exemplars_teach_more_than_the_most_doubtful_on
 def test_every_score_is_told_what_it_reads(strategy: str) -> None:
     """Also those that ask more of the posterior than the panel's own score does."""
     scores = ["energy", "mutual_information", "coverage"]
-    quick = {} if strategy == "exact" else {"training.epochs": 1, "training.consolidation_epochs": 0}
+    quick = (
+        {} if strategy == "exact" else {"training.epochs": 1, "training.consolidation_epochs": 0}
+    )
     found = measure("lab-smoke", strategy, each=(1,), scores=scores, settings=quick)
     for score in scores:
         assert found["rows"][f"nearest-mean/1/{score}"][0] > 0.5
