@@ -82,7 +82,7 @@ def _try(path: Path, folder: bool) -> None:
 
 def _short(path: Path) -> str:
     text = str(path)
-    return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"
+    return text if len(text) <= 200 else f"{text[:100]}…{text[-60:]} ({len(text)} characters)"
 
 
 @contextmanager
