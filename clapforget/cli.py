@@ -122,10 +122,8 @@ def verify(
     """Did the model forget, or does it only look so? Examine any two open_clip checkpoints."""
     from clapforget.run import check_device
     from clapforget.run_verify import VerifyRequest, check_certificate, verify_models
-    from clapforget.seeding import check_seed
 
     check_device(device)
-    check_seed(seed)
     if check is not None:
         same = check_certificate(check, after, model, device)
         say(f"{after} is {'' if same else 'NOT '}the model that {check} certifies")

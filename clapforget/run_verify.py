@@ -13,6 +13,7 @@ from clapforget.clip import Clip
 from clapforget.errors import UserError
 from clapforget.loading import load_clip
 from clapforget.scenarios import ImageData, cifar100, folder, lab
+from clapforget.seeding import check_seed
 from clapforget.strategies.certify import package_versions
 from clapforget.verify import Certificate
 from clapforget.verify.document import certificate_of, check_model
@@ -70,8 +71,7 @@ def verify_models(request: VerifyRequest, say: Callable[[str], None]) -> Certifi
         raise UserError(f"unknown level {request.level!r}", "choose quick or full")
     if request.claim not in ("association", "knowledge"):
         raise UserError(f"unknown claim {request.claim!r}", "choose association or knowledge")
-    if request.seed < 0:
-        raise UserError(f"seed {request.seed}", "give at least 0")
+    check_seed(request.seed)
     data = _data(request.data)
     forget = _labels(request.request, data)
     retain = None if request.retain is None else _part(request.retain, data)

@@ -94,7 +94,7 @@ def test_check_ends_with_one_where_it_is_another_model(certified: Path, checkpoi
         ({"level": "deep"}, "unknown level"), ({"claim": "all"}, "unknown claim"),
         ({"data": "/nowhere"}, "no train/"), ({"request": "nobody"}, "no class"),
         ({"request": "L3"}, "no class|no request"), ({"after": "/no/file.pt", "model": "lab-tiny"}, "does not exist"),
-        ({"seed": -1}, "seed -1"), ({"after": "/no/file.pt"}, "of which architecture"),
+        ({"seed": -1}, "seed is -1"), ({"after": "/no/file.pt"}, "of which architecture"),
         ({"unseen": "F6"}, "to be forgotten and in --unseen"),
         ({"twin": "lab-tiny"}, "gives the features that --after gives"),
         ({"request": "F0-99"}, "no test image of a class to be kept"),
