@@ -101,12 +101,13 @@ def verify_models(request: VerifyRequest, say: Callable[[str], None]) -> Certifi
     m = material_from(data, forget, retain=retain, unseen=unseen, seed=request.seed)
     if twin is None and not m.unseen:
         say("no --unseen and no --twin: nothing stands in for never learned; at best inconclusive")
-    subjects = Subject(before), Subject(after), None if twin is None else Subject(twin)
-    if subjects[2] is not None:
-        for option, other in (("--after", subjects[1]), ("--before", subjects[0])):
-            _check_apart(option, other, subjects[2], m, request.claim)
+    old, new = Subject(before), Subject(after)
+    apart = None if twin is None else Subject(twin)
+    if apart is not None:
+        for option, other in (("--after", new), ("--before", old)):
+            _check_apart(option, other, apart, m, request.claim)
     found = examine(
-        *subjects[:2], m, subjects[2], level=request.level, claim=request.claim, seed=request.seed,
+        old, new, m, apart, level=request.level, claim=request.claim, seed=request.seed,
         say=lambda part: say(f"examining the model: {part}"),
     )  # fmt: skip
     text = "F" + ",".join(map(str, forget))

@@ -25,6 +25,7 @@ from clapforget.features import FeatureCache
 from clapforget.run import RunRequest, run_scenario
 from clapforget.seeding import generator_for
 from clapforget.strategies.registry import StrategyOptions
+from clapforget.writing import check_writable, write_json
 
 __all__ = ["MEASURES", "few_images", "markdown", "measure", "parse_method"]
 
@@ -98,9 +99,8 @@ def measure(
 
 def _keep_apart(folder: Path, streams: dict[str, Any]) -> None:
     """See that the runs in a folder are of these streams, and say so there."""
+    check_writable(folder, folder=True)
     told = folder / "streams.json"
-    if folder.is_file():
-        raise UserError(f"--out {folder} is a file", "name a folder")
     if told.is_file():
         try:
             before = dict(json.loads(told.read_text()))
@@ -116,7 +116,7 @@ def _keep_apart(folder: Path, streams: dict[str, Any]) -> None:
         raise UserError(f"{folder} holds runs of streams that are not told", "choose another --out")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        told.write_text(json.dumps(streams, indent=1) + "\n")
+        write_json(told, streams)
 
 
 def few_images(per_class: int, seed: int) -> Callable[[Any], Any]:

@@ -21,7 +21,7 @@ from clapforget.bench.verify_world import World
 from clapforget.clip import Clip
 from clapforget.seeding import generator_for
 from clapforget.verify.witnesses.batch_statistics import estimated_anew, normalisations
-from clapforget.verify.witnesses.placement import SHARPNESS
+from clapforget.verify.witnesses.placement import soft_maximum
 from clapforget.verify.witnesses.wordings import PARAPHRASES
 
 __all__: list[str] = []
@@ -112,9 +112,7 @@ def _false_nats(world: World) -> Case:
         return logits
 
     honest = case.after
-    return Case(
-        case.before, replace(case.before, answer=noisy, nats=honest.nats, _features={}), case.forget
-    )
+    return Case(case.before, replace(case.before, answer=noisy, nats=honest.nats), case.forget)
 
 
 @kind("twin with batch statistics estimated anew", "forgotten")
@@ -125,7 +123,7 @@ def _estimated_anew(world: World) -> Case:
 
 
 def _nearness(v: Tensor, places: Tensor) -> Tensor:
-    return (SHARPNESS * v @ places.T).logsumexp(1) / SHARPNESS
+    return soft_maximum(v @ places.T)
 
 
 @contextmanager

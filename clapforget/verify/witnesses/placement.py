@@ -9,10 +9,15 @@ from clapforget.verify.material import Material, Part
 from clapforget.verify.reading import Reading, read, witness
 from clapforget.verify.subject import Subject
 
-__all__ = ["SHARPNESS", "placement"]
+__all__ = ["placement", "soft_maximum"]
 
 SHARPNESS = 30.0
 """Of the soft maximum."""
+
+
+def soft_maximum(cosine: Tensor) -> Tensor:
+    """``log Σ_c exp(30 cos_c) / 30`` over the last dimension of [n, C]."""
+    return (SHARPNESS * cosine).logsumexp(-1) / SHARPNESS
 
 
 @witness("placement")
@@ -32,7 +37,7 @@ def placement(subject: Subject, m: Material, seed: int) -> list[Reading]:
         kept = m.kept.to(places.device)
         own = part.labels.to(places.device)[:, None] == kept
         cosine = (subject.features(part) @ places.T).masked_fill(own, -1.0)
-        return (SHARPNESS * cosine).logsumexp(1) / SHARPNESS
+        return soft_maximum(cosine)
 
     def by(name: str, title: str, places: Tensor, margin: float) -> Reading:
         return read(name, f"nearness of forgotten images to {title}", "visual", m,
