@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from clapforget.blocks import Blocks
+from clapforget.unchanged import Seen
 
 __all__ = ["GaussianAdapter", "StackedGaussianAdapters", "TaskTokens"]
 
@@ -116,6 +117,7 @@ class StackedGaussianAdapters(nn.Module):
         self.bias = nn.Parameter(torch.zeros(0, 2 * width))
         self.open_weight = nn.Parameter(torch.zeros(0, 2 * width, width))
         self.open_bias = nn.Parameter(torch.zeros(0, 2 * width))
+        self._frozen: tuple[Seen, Tensor] | None = None
 
     @property
     def tasks(self) -> int:
@@ -141,7 +143,8 @@ class StackedGaussianAdapters(nn.Module):
         self.open_bias = nn.Parameter(((2 * noise - 1) * bound)[None])
 
     def close(self) -> None:
-        """Put the open task's adapter with the others."""
+        """Put the open task's adapter with the others, and keep nothing of what they said."""
+        self._frozen = None
         if len(self.open_weight):
             self.weight = nn.Parameter(torch.cat([self.weight, self.open_weight]).detach())
             self.bias = nn.Parameter(torch.cat([self.bias, self.open_bias]).detach())
@@ -167,10 +170,20 @@ class StackedGaussianAdapters(nn.Module):
         flat = rows.reshape(len(rows), math.prod(x.shape[:-2]), self.width)
         padded = blocks.pad(flat).flatten(1, 2)
         sizes = [len(self.weight), len(self.open_weight)]
-        sides = zip(
-            padded.split(sizes), ((self.weight, self.bias), (self.open_weight, self.open_bias))
-        )
-        parts = [_linear(part, *side) for part, side in sides if len(part)]
+        closed, opened = padded.split(sizes)
+        parts = [self._closed(x, closed)] if len(closed) else []
+        if len(opened):
+            parts.append(_linear(opened, self.open_weight, self.open_bias))
         out = torch.cat(parts) if len(parts) > 1 else parts[0]
         out = blocks.unpad(out.unflatten(1, (blocks.size, flat.shape[1])))
         return _gaussian(out.reshape(*rows.shape[:-1], 2 * self.width).movedim(0, -2))
+
+    def _closed(self, x: Tensor, padded: Tensor) -> Tensor:
+        """The closed tasks' product. In training it is kept while nothing that it is made of trains or
+        has changed: without guidance that is all of a stage 1."""
+        made_of = (x, self.weight, self.bias)
+        if not self.training or any(part.requires_grad for part in made_of):
+            return _linear(padded, self.weight, self.bias)
+        if self._frozen is None or not self._frozen[0].same(*made_of):
+            self._frozen = Seen(*made_of), _linear(padded, self.weight, self.bias)
+        return self._frozen[1]

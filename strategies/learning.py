@@ -201,13 +201,13 @@ class ClapLearning(FeatureBatches):
         head = self.model.head
         if head.prompt is not None:
             head.prompt.word(head.retired)
-        head.train()
         self.mb_features = v
         if isinstance(head, TrainedHead):
+            head.train()
             self.mb_logits = head.logits(v)
             logits = self.mb_logits.detach()
         else:
-            head.attention.train(self.stage == "newest")  # dropout is off while it is frozen
+            head.train_stage(self.stage)
             self.mb_inputs = head.inputs(v)
             noise = head.top_noise(self._noise)
             self.mb_weights, self.mb_top = head.posterior(self.mb_inputs, noise)

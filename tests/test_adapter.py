@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clapforget import adapter
 from clapforget.adapter import GaussianAdapter, StackedGaussianAdapters, TaskTokens
 from clapforget.blocks import Blocks
 
@@ -184,3 +185,65 @@ def test_gradients_are_those_of_finite_differences() -> None:
     mu, _ = adapters(x, blocks)
     mu.sum().backward()
     assert adapters.weight.grad is None and adapters.bias.grad is not None
+
+
+def _fixed() -> tuple[StackedGaussianAdapters, Tensor, Blocks]:
+    """Two closed tasks and an open one, as in stage 1 without guidance."""
+    adapters = randomised(3).train()
+    adapters.weight.requires_grad_(False)
+    adapters.bias.requires_grad_(False)
+    return adapters, texts(4).mean(1), by_task([0, 1, 2, 2])
+
+
+def test_frozen_tasks_are_worked_out_once_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapters, x, blocks = _fixed()
+    wanted = adapters(x, blocks)
+    tasks: list[int] = []
+    linear = adapter._linear
+
+    def counted(rows: Tensor, *parts: Tensor) -> Tensor:
+        tasks.append(len(rows))
+        return linear(rows, *parts)
+
+    monkeypatch.setattr(adapter, "_linear", counted)
+    mu, sigma = adapters(x, blocks)
+    assert tasks == [1], "the open task alone"
+    assert torch.equal(mu, wanted[0]) and torch.equal(sigma, wanted[1])
+    adapters.eval()(x, blocks)
+    assert tasks == [1, 2, 1], "in evaluation everything"
+
+
+@pytest.mark.parametrize("change", ["weight", "bias", "input", "written"])
+def test_what_was_worked_out_is_not_used_once_it_is_wrong(change: str) -> None:
+    adapters, x, blocks = _fixed()
+    before, _ = adapters(x, blocks)
+    with torch.no_grad():
+        if change == "weight":
+            adapters.weight += 1
+        if change == "bias":
+            adapters.bias[1] = 3
+        if change == "input":
+            x = x + 1
+        if change == "written":
+            x *= 2
+    now, _ = adapters(x, blocks)
+    assert not torch.allclose(now[1], before[1])
+    adapters.eval()
+    torch.testing.assert_close(now, adapters(x, blocks)[0])
+
+
+def test_closing_keeps_nothing_that_adapters_said() -> None:
+    """A class that is forgotten must not stay as numbers in a module."""
+    adapters, x, blocks = _fixed()
+    adapters(x, blocks)
+    assert adapters._frozen is not None
+    adapters.close()
+    assert adapters._frozen is None
+
+
+def test_inputs_that_train_get_their_gradient_through_frozen_tasks() -> None:
+    adapters, x, blocks = _fixed()
+    adapters(x, blocks)
+    x = x.clone().requires_grad_(True)
+    adapters(x, blocks)[0][0].sum().backward()
+    assert x.grad is not None and x.grad[0].abs().sum() > 0

@@ -6,7 +6,9 @@ width of ViT-B/16 (d = 512, B = 32, M = 20, 18 templates).
 =====================  =============================================================================
 step_ratio_*           whole training step of stage 1, the released program's arithmetic
                        (:mod:`clapforget.bench.naive_clap`) over the fast path
-head_ratio_*           the same without attention: its output is given, its gradient asked for
+head_ratio_*           the same of a head without attention (``clap.guidance=none``)
+head_guided_ratio_*    the same with attention's output given and its gradient asked for, as attention
+                       would need it
 step_ratio_bfloat16_*  the whole step with attention in bfloat16 (``clap.precision``)
 uncertainty_ratio      prediction with entropy, expected entropy and mutual information in closed
                        form, over prediction at the mean; 1,000 classes, 1,024 images, guided by the
@@ -117,20 +119,19 @@ def training_steps(classes: int, tasks: int, rounds: int) -> dict[str, Any]:
     y = torch.randint(classes, (_BATCH,), generator=generator_for(0, 3))
     stages: tuple[tuple[Stage, str], ...] = (("newest", ""), ("all", "consolidation_"))
     for stage, name in stages:
-        head = make_head(classes, tasks)
-        naive = NaiveClap(head)
-        naive.train_only(stage)
-        head.train_only(stage)
-        head.train()
-        head.attention.train(stage == "newest")
         rng = generator_for(0, 4)
-        half = make_head(classes, tasks, precision="bfloat16")
-        half.train_only(stage)
-        half.train()
-        half.attention.train(stage == "newest")
-        a = (head.inputs(v) - head.text).detach().requires_grad_(stage == "newest")
+        settings: tuple[dict[str, Any], ...] = ({}, {"guidance": "none"}, {"precision": "bfloat16"})
+        whole, bare, half = (make_head(classes, tasks, **options) for options in settings)
+        for head in (whole, bare, half):
+            head.train_only(stage)
+            head.train_stage(stage)
+        a = (whole.inputs(v) - whole.text).detach().requires_grad_(stage == "newest")
         sides: dict[str, Callable[[], None]] = {}
-        for what, guidance in (("step", None), ("head", a)):
+        for what, head, guidance in (
+            ("step", whole, None), ("head", bare, None), ("head_guided", whole, a),
+        ):  # fmt: skip
+            naive = NaiveClap(head)
+            naive.train_only(stage)
             slow = partial(naive.loss, v, y, stage)
             sides[f"naive_{what}"] = _steps(slow, naive.parameters(), guidance)
             for form in ("fast", "pyro"):
@@ -140,7 +141,7 @@ def training_steps(classes: int, tasks: int, rounds: int) -> dict[str, Any]:
         sides["bfloat16_step"] = _steps(loss, half.parameters(), None)
         around = {key: flushing for key in sides if not key.startswith("naive")}
         timing = in_turn(sides, rounds, around, warm=True)
-        for what in ("step", "head"):
+        for what in ("step", "head", "head_guided"):
             found[f"{name}{what}_ratio_{size}"] = timing.ratio(f"naive_{what}", f"fast_{what}")
         found[f"{name}step_ratio_bfloat16_{size}"] = timing.ratio("naive_step", "bfloat16_step")
         found |= {f"{name}{key}_ms_{size}": round(_MILLI * s, 2) for key, s in timing.items()}

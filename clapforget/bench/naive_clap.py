@@ -28,11 +28,13 @@ class NaiveClap(nn.Module):
         """:param head: whose parameters are copied."""
         super().__init__()
         s, d = head.settings, head.width
-        layer = nn.TransformerDecoderLayer(
-            d, s.heads, s.feedforward, s.dropout, activation="gelu", batch_first=True
-        )
-        self.vga = nn.TransformerDecoder(layer, 1)
-        self.vga.layers[0].load_state_dict(head.attention.layer.state_dict())
+        self.vga: nn.TransformerDecoder | None = None
+        if head.attention is not None:
+            layer = nn.TransformerDecoderLayer(
+                d, s.heads, s.feedforward, s.dropout, activation="gelu", batch_first=True
+            )
+            self.vga = nn.TransformerDecoder(layer, 1)
+            self.vga.layers[0].load_state_dict(head.attention.layer.state_dict())
         self.mu_adapters, self.sigma_adapters = nn.ModuleList(), nn.ModuleList()
         adapters = head.adapters
         weights = torch.cat([adapters.weight, adapters.open_weight])
@@ -53,7 +55,8 @@ class NaiveClap(nn.Module):
 
     def train_only(self, stage: Stage) -> None:
         """Gradients for what a stage trains, as released."""
-        self.vga.requires_grad_(stage == "newest").train(stage == "newest")
+        if self.vga is not None:
+            self.vga.requires_grad_(stage == "newest").train(stage == "newest")
         for adapters in (self.mu_adapters, self.sigma_adapters):
             for t, adapter in enumerate(adapters):
                 adapter.requires_grad_(stage == "all" or t == len(self.sizes) - 1)
@@ -72,7 +75,9 @@ class NaiveClap(nn.Module):
         return mask
 
     def guidance(self, v: Tensor) -> Tensor:
-        """Attention's output for a batch v [B, d]: [C, d]."""
+        """Attention's output for a batch v [B, d]: [C, d]; zeros without attention."""
+        if self.vga is None:
+            return torch.zeros_like(self.text)
         return self.vga(self.text[None], v[None], tgt_mask=self.mask()).squeeze(0)
 
     def loss(

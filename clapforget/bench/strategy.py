@@ -90,8 +90,7 @@ def plain_learning(strategy: ClapForget, experience: Any) -> VariationalHead:
 
     def run(stage: Stage, loader: FeatureLoader, epochs: int, lr: float, warm_up: float) -> None:
         head.train_only(stage)
-        head.train()
-        head.attention.train(stage == "newest")
+        head.train_stage(stage)
         optimizer = torch.optim.SGD([p for p in head.parameters() if p.requires_grad], lr=lr)
         schedule = warm_up_and_cosine(optimizer, epochs * len(loader), warm_up, s.final_lr)
         rng = generator(2 if stage == "newest" else 3)

@@ -94,7 +94,7 @@ def forget_posterior(
         losses["posterior refit"] = refit(
             target, retained, before_features, features, head, settings, generator
         )
-    if len(retained) and met:
+    if len(retained) and met and head.attention is not None:
         losses["posterior predict"] = _release_guidance(
             target, features, image_labels, head, settings, generator
         )
@@ -154,6 +154,7 @@ def _release_guidance(
         anchor = head.inputs()[stay]
     size = (anchor - head.text[stay]).square().sum(1).mean().clamp_min(1e-12)
     kept = target.take(stay)
+    assert head.attention is not None
     attention = head.attention.requires_grad_(True)
     optimizer = torch.optim.Adam(attention.parameters(), lr=s.lr)
     losses: list[float] = []

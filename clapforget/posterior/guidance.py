@@ -22,6 +22,8 @@ def ask(parts: GuidedHead | Previous, text: Tensor, layout: Layout) -> Tensor:
 
     :param text: class text features t [C, d].
     """
+    if parts.attention is None:
+        return text
     queries = text if parts.tokens is None else torch.cat([text, parts.tokens()])
     return parts.attention.ask(queries, layout.groups)
 
@@ -32,11 +34,14 @@ def guide(
 ) -> Tensor:  # fmt: skip
     """Adapter inputs x [..., C, d]: ``t + a``, with a task token ``t + a + a(e_t)``.
 
-    A retired class is alone, without its task's token.
+    A retired class is alone, without its task's token. Without attention ``x = t``.
 
     :param asked: what :func:`ask` gave. :param context: image features [..., K, d].
     :param unit: whether the guidance is scaled to length one.
     """
+    if parts.attention is None:
+        leading = context.shape[:-2]
+        return text.expand(*leading, *text.shape) if leading else text
     answer = parts.attention.answer(asked, context)
     a = answer[..., : len(text), :]
     if parts.tokens is not None:

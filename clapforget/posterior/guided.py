@@ -19,10 +19,11 @@ from clapforget.errors import UserError
 from clapforget.objectives import kl_to_prior
 from clapforget.posterior.guidance import ask, guide
 from clapforget.posterior.head import Head
-from clapforget.posterior.layout import Layout, Seen
+from clapforget.posterior.layout import Layout
 from clapforget.posterior.settings import ClapSettings
 from clapforget.posterior.weights import ClassWeights, Gaussian, TopLatent
 from clapforget.seeding import generator_for
+from clapforget.unchanged import Seen
 
 __all__ = ["GuidedHead"]
 
@@ -39,6 +40,7 @@ class GuidedHead(Head):
     settings_group = "clap"
     settings: ClapSettings
     context: Tensor
+    attention: VisualGuidedAttention | None
     tokens: TaskTokens | None
     top: GaussianAdapter | None
 
@@ -55,9 +57,10 @@ class GuidedHead(Head):
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.attention = VisualGuidedAttention(
+            guided = VisualGuidedAttention(
                 width, s.heads, s.feedforward, s.dropout, s.precision == "bfloat16"
             )
+            self.attention = guided if s.guidance == "attention" else None
             self.top = GaussianAdapter(width) if s.hierarchical else None
         self.adapters = StackedGaussianAdapters(width)
         self.tokens = TaskTokens(width) if s.tokens else None

@@ -11,19 +11,7 @@ from clapforget.attention import Groups
 from clapforget.blocks import Blocks
 from clapforget.posterior.weights import Stage
 
-__all__ = ["Layout", "Seen", "StageTerms"]
-
-
-class Seen:
-    """Tensors as they were: tells whether the same ones, unchanged in place, are there still."""
-
-    def __init__(self, *tensors: Tensor) -> None:
-        self._was = [(tensor, tensor._version) for tensor in tensors]
-
-    def same(self, *tensors: Tensor) -> bool:
-        """Whether these are those, and nothing was written into them since."""
-        pairs = zip(self._was, tensors, strict=True)
-        return all(was is now and version == now._version for (was, version), now in pairs)
+__all__ = ["Layout", "StageTerms"]
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,9 @@ class ClapSettings:
     global latent. Released: 0.3 (``--distill``)."""
     orthogonality_weight: float = 0.0
     """Weight of ``CE_rows(z̄ z̄ᵀ)`` over all classes. Released: 5 (``--ortho-loss``)."""
+    guidance: Literal["attention", "none"] = "attention"
+    """``x = t + a`` with visual-guided attention, or ``x = t``: adapters of the bare text, an ablation
+    (then no image guides anything, and ``context`` says nothing)."""
     context: Literal["memory", "batch", "single"] = "memory"
     """Which images guide the classes at test: the memory's exemplars; the batch itself (released:
     an answer then depends on what else is asked); or each image for itself. Training is guided by
@@ -94,6 +97,7 @@ class ClapSettings:
                 "give a part of the batch, above 0 and at most 1",
             )
         point, top = self.latent == "point", self.hierarchical
+        bare = self.guidance == "none"
         for wrong, why, do in (
             (point and self.prior != "standard", f"clap.latent=point with clap.prior={self.prior}: "
              "a point has no KL term, so no prior", "use clap.latent=gaussian"),
@@ -102,6 +106,13 @@ class ClapSettings:
             (top and self.uncertainty == "closed-form", "clap.uncertainty=closed-form with "
              "clap.hierarchical=true: logits are a mixture of Gaussians then",
              "use clap.uncertainty=sampled"),
+            (bare and self.tokens, "clap.guidance=none with clap.tokens=true: a token acts by "
+             "attention", "use clap.guidance=attention"),
+            (bare and self.normalise == "guidance", "clap.guidance=none with "
+             "clap.normalise=guidance: there is none to scale", "use clap.guidance=attention"),
+            (bare and self.prior == "neural-process", "clap.guidance=none with "
+             "clap.prior=neural-process: part of the batch guides that prior",
+             "use clap.guidance=attention"),
         ):  # fmt: skip
             if wrong:
                 raise UserError(f"settings exclude each other: {why}", do)

@@ -71,6 +71,12 @@ class VariationalHead(GuidedHead):
             if part is not None:
                 part.requires_grad_(True)
 
+    def train_stage(self, stage: Stage) -> None:
+        """Training mode, without dropout in what the stage does not train."""
+        self.train()
+        if self.attention is not None:
+            self.attention.train(stage == "newest")
+
     def close(self) -> None:
         """End the newest task's training."""
         self.adapters.close()

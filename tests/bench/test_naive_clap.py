@@ -54,3 +54,25 @@ def test_loss_and_gradients_are_the_fast_paths(head: VariationalHead, stage: str
 
 def test_its_mask_is_ours(head: VariationalHead) -> None:
     assert torch.equal(NaiveClap(head).mask(), block_mask(head.task))
+
+
+def test_without_attention_they_are_one_too() -> None:
+    settings = ClapSettings(samples=5, guidance="none")
+    head = VariationalHead(12, 7.0, settings).double()
+    for number, labels in enumerate(([0, 1, 2], [3], [4, 5])):
+        head.grow(labels, F.normalize(normals(number, len(labels), 3, 12), dim=-1))
+    naive = NaiveClap(head)
+    naive.train_only("newest")
+    head.train_only("newest")
+    head.train_stage("newest")
+    v, y = F.normalize(normals(8, 6, 12), dim=-1), torch.arange(6)
+    eps = normals(9, 5, 6, 12)
+    weights = head.weights(v)
+    ours = head.loss(weights, v, y, "newest", LogitNoise.from_latent(eps, v, weights.sigma))
+    theirs = naive.loss(v, y, "newest", eps=eps)
+    torch.testing.assert_close(ours, theirs)
+    ours.backward()
+    theirs.backward()
+    torch.testing.assert_close(
+        head.adapters.open_weight.grad[0, :12], naive.mu_adapters[2].weight.grad
+    )

@@ -23,6 +23,7 @@ TASKS = [[0, 10], [20], [30, 40, 50]]
 GONE = [10]
 
 GRID = {
+    "guidance": ["attention", "none"],
     "latent": ["gaussian", "point"],
     "hierarchical": [False, True],
     "prior": ["standard", "neural-process", "frozen", "previous"],
@@ -96,7 +97,9 @@ class Loops:
     def _guide(self, head, columns: list[int], token: Tensor | None, context: Tensor) -> None:
         text = torch.stack([F.normalize(head.templates[c].mean(0), dim=0) for c in columns])
         queries = text if token is None else torch.cat([text, token[None]])
-        answer = decoder_by_hand(self.parts.attention.layer, queries, context)
+        answer = torch.zeros_like(text)
+        if self.parts.attention is not None:
+            answer = decoder_by_hand(self.parts.attention.layer, queries, context)
         for row, c in enumerate(columns):
             a = answer[row] if token is None else answer[row] + answer[-1]
             if head.settings.normalise == "guidance":
@@ -307,7 +310,8 @@ def test_every_option_of_the_grid_changes_the_loss() -> None:
     for name, values in choices.items():
         for value in values[1:]:
             assert loss(**{name: value}) != pytest.approx(plain, rel=1e-6), (name, value)
-    assert len(COMBINATIONS) == 2 * 3 * 2 * 2 * (4 + 4 + 1)
+    bare = 2 * 2 * 2 * (3 + 3 + 1)
+    assert len(COMBINATIONS) == 2 * 3 * 2 * 2 * (4 + 4 + 1) + bare
 
 
 @pytest.mark.parametrize(
@@ -317,6 +321,9 @@ def test_every_option_of_the_grid_changes_the_loss() -> None:
         ({"latent": "point", "prior": "previous"}, ("clap.latent", "clap.prior")),
         ({"latent": "point", "hierarchical": True}, ("clap.latent", "clap.hierarchical")),
         ({"hierarchical": True, "uncertainty": "closed-form"}, ("uncertainty", "hierarchical")),
+        ({"guidance": "none", "tokens": True}, ("clap.guidance", "clap.tokens")),
+        ({"guidance": "none", "normalise": "guidance"}, ("clap.guidance", "clap.normalise")),
+        ({"guidance": "none", "prior": "neural-process"}, ("clap.guidance", "clap.prior")),
         ({"prior_context": 0.0}, ("clap.prior_context=0.0",)),
         ({"prior_context": 1.1}, ("clap.prior_context=1.1",)),
         ({"top_samples": 0}, ("clap.top_samples=0",)),

@@ -427,6 +427,24 @@ def test_the_pyro_form_trains_as_well(data: ImageData, make_strategy: MakeStrate
     assert sum(seen.strategy.values()) / 6 > 0.8
 
 
+def test_without_guidance_it_learns_and_forgets(
+    data: ImageData, make_strategy: MakeStrategy
+) -> None:
+    from clapforget.posterior import ClapSettings
+
+    settings = ClapSettings(guidance="none", context="single")
+    strategy = make_strategy(head=settings)
+    assert not any("attention" in name for name in strategy.model.head.state_dict())
+    for experience in stream(data, "L0-2 L3,4 F3").train_stream:
+        strategy.train(experience)
+    head = strategy.model.head
+    labels = head.labels.tolist()
+    assert head.nats()[labels.index(3)] < 1e-4 < head.nats()[labels.index(4)]
+    v = strategy.memory_views[:, 0]
+    alone = head.predict(v[:1]).probs
+    torch.testing.assert_close(alone, head.predict(v).probs[:1])
+
+
 @pytest.mark.parametrize("options", [{"context": "batch"}, {"predictive": "mean-logit"}])
 def test_the_released_choices_run(
     data: ImageData, make_strategy: MakeStrategy, options: dict[str, Any]
