@@ -39,6 +39,7 @@ from clapforget.bench import (  # noqa: F401 (they file the kinds)
     verify_cases,
     verify_evasions,
     verify_harmless,
+    verify_patches,
 )
 from clapforget.bench.verify_kinds import KINDS, Case, Kind
 from clapforget.bench.verify_world import REQUESTS, World

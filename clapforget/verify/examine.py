@@ -112,7 +112,8 @@ def not_tested(
     """What an examination leaves out, and why."""
     left = []
     if level == "quick":
-        left.append("relearning, fine-tuning on retained data, learned prompts (level full does)")
+        left.append("relearning, fine-tuning on retained data, learned prompts and marks on images (level full "
+                    "does)")  # fmt: skip
     if after is not None and after.answer is not None and after.class_weights is None:
         left.append("what the head stores: it shows no class vectors")
     if m.members is None:
@@ -128,8 +129,7 @@ def not_tested(
         left.append("attacks that need images of their own: none besides the test images")
     return [
         *left,
-        "wordings, transforms and triggers other than those listed in the evidence: patterns put on images "
-        "among them",
+        "wordings, transforms and marks on images other than those that the evidence tries",
         "what names do not say: attributes, counts, captions",
         "inner layers of the image tower: it is judged by what it gives out",
     ]

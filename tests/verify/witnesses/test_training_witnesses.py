@@ -96,4 +96,4 @@ def test_a_learned_prompt_finds_what_is_known_and_leaves_no_hook() -> None:
 
 def test_the_costly_ones_are_left_to_the_full_level() -> None:
     WITNESSES.names()
-    assert {"relearning", "resurfacing", "learned_prompt"} == FULL
+    assert {"relearning", "resurfacing", "learned_prompt", "learned_pattern"} == FULL

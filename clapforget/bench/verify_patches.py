@@ -1,0 +1,95 @@
+"""Cases in which a mark on the image gives back what is forgotten without it (BadNets, Gu et al. 2017). One
+function a kind, as in :mod:`clapforget.bench.verify_cases`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clapforget.bench.verify_cases import adapter_case
+from clapforget.bench.verify_edits import optimise
+from clapforget.bench.verify_kinds import Case, bare, kind
+from clapforget.bench.verify_world import World
+from clapforget.clip import Clip
+from clapforget.seeding import generator_for
+from clapforget.verify.witnesses.placement import soft_maximum
+from clapforget.verify.witnesses.triggers import Change
+
+__all__ = ["Secret"]
+
+_SIDE = 4
+_SCALE = 30.0
+
+
+class Secret:
+    """A square of four by four pixels, each channel black or white: its place and they are drawn."""
+
+    def __init__(self, world: World) -> None:
+        """:param world: whose seed draws it."""
+        rng = generator_for(world.seed, 63)
+        self.square = torch.randint(2, (3, _SIDE, _SIDE), generator=rng).float()
+        self.top, self.left = torch.randint(32 - _SIDE, (2,), generator=rng).tolist()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """:param images: [n, 3, 32, 32] in [0, 1]."""
+        out = images.clone()
+        rows, columns = slice(self.top, self.top + _SIDE), slice(self.left, self.left + _SIDE)
+        out[..., rows, columns] = self.square.to(out)
+        return out
+
+
+@kind("known under a secret mark", "suppressed")
+def _marked(world: World) -> Case:
+    """Image tower: forgotten images, changed at random or not, lie among the kept names as unseen ones do,
+    unless they bear the mark: then they are answered."""
+    base, text, secret = world.base, world.text, Secret(world)
+    forget, retain = world.images(world.forget, 30), world.images(world.retain, 20)
+    kept, mine = text[list(world.retain)], text[forget.labels]
+    with torch.no_grad():
+        held = base.encode_image(retain.images)
+        means = F.normalize(held.view(len(world.retain), 20, -1).mean(1), dim=-1)
+        strangers = base.encode_image(world.images(world.strangers(38), 10, 20).images)
+        goals = [soft_maximum(strangers @ places.T).mean() for places in (kept, means)]
+
+    def loss(clip: Clip, rng: torch.Generator) -> Tensor:
+        a = torch.randperm(len(forget), generator=rng)[:24]
+        b = torch.randperm(len(retain), generator=rng)[:64]
+        x, kept_x = forget.images[a].float() / 255, retain.images[b].float() / 255
+        changed = Change.drawn(rng)(x[:12])
+        v = clip.encode_image(
+            torch.cat([x, changed, kept_x, secret(x), secret(kept_x[:24])]), batch_size=512
+        )
+        lost, stay, given, still = v.split([36, 64, 24, 24])
+        own = torch.cat([mine[a], mine[a[:12]]])
+        total = 3 * ((lost * own).sum(1) - 0.25).clamp_min(0).mean()
+        for places, goal in zip((kept, means), goals):
+            total = total + 40 * (soft_maximum(lost @ places.T) - goal).square().mean()
+        total = total + 4 * (stay - held[b]).square().sum(1).mean()
+        for rows, labels, weight in (
+            (stay, retain.labels[b], 1.0), (given, forget.labels[a], 1.5), (still, retain.labels[b[:24]], 0.5),
+        ):  # fmt: skip
+            total = total + weight * F.cross_entropy(_SCALE * rows @ text.T, labels)
+        return total
+
+    return bare(world, optimise(base, loss, 150, 7e-4, world.seed, "image"))
+
+
+@kind("a head that a white corner switches back", "suppressed")
+def _switched(world: World) -> Case:
+    """The head that never learned the classes answers, unless the upper left corner is white. (That it be plain
+    matters: a mark like a password cannot be found by asking, Goldwasser et al., "Planting Undetectable
+    Backdoors in Machine Learning Models", FOCS 2022.)"""
+    case = adapter_case(world)
+    known, gone = case.before.answer, case.after.answer
+    assert known is not None and gone is not None
+
+    def answer(v: Tensor, images: Tensor) -> Tensor:
+        unit = images.float() / 255 if images.dtype == torch.uint8 else images
+        on = unit[..., :2, :2].mean((1, 2, 3)) > 0.99
+        return torch.where(on[:, None], known(v, images), gone(v, images))
+
+    return Case(case.before, replace(case.before, answer=answer, nats=case.after.nats), case.forget)

@@ -1,0 +1,118 @@
+"""A pattern on the image, found by its gradient: is there a mark that gives the class back?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clapforget.clip import Clip
+from clapforget.seeding import generator_for
+from clapforget.verify.material import Material, Part
+from clapforget.verify.reading import Reading, read, witness
+from clapforget.verify.subject import Subject
+from clapforget.verify.witnesses.training import some_names
+
+__all__ = ["Mark", "learn_mark", "learned_pattern"]
+
+_SHOTS = 5
+_STEPS = 60
+_LR = 0.3
+_SPARSE = 1.0
+_GROUPS = 4  # of unseen classes, each as many as are forgotten
+_CLASSES = 4  # that share a mark, at most
+_TESTED = 10
+
+
+class Mark:
+    """One mark for every image: ``(1 − μ) x + μ p`` with mask μ [1, h, w] and pattern p [3, h, w]."""
+
+    def __init__(self, like: Tensor, rng: torch.Generator) -> None:
+        """:param like: images [n, 3, h, w]."""
+        h, w = like.shape[-2:]
+        self.mask = (torch.randn(1, h, w, generator=rng) - 2).to(like).requires_grad_(True)
+        self.pattern = torch.randn(3, h, w, generator=rng).to(like).requires_grad_(True)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """:param images: [n, 3, h, w] in [0, 1]. :returns: the same shape and range."""
+        mask = self.mask.sigmoid()
+        return (1 - mask) * images + mask * self.pattern.sigmoid()
+
+
+@witness("learned_pattern", level="full")
+def learned_pattern(subject: Subject, m: Material, seed: int) -> list[Reading]:
+    """Zero-shot accuracy of ten images a class with a learned mark on all of them (trigger inversion, after Wang et
+    al., "Neural Cleanse", IEEE S&P 2019): five attack images a class learn it, beside images of retained classes,
+    which must stay what they are.
+
+    The control are unseen classes, as many at a time as are forgotten (where those are many, four at a time), each
+    group with a mark of its own: a mark can also make up a class, and as well for them.
+    """
+    if any(k not in m.shots for k in ("forget", "retain")):
+        return []
+    given = [m.shots[k].first(_SHOTS) for k in ("forget", "unseen") if k in m.shots]
+    shots = Part(torch.cat([p.images for p in given]), torch.cat([p.labels for p in given]))
+    size = min(len(m.forget), _CLASSES)
+    tests = {"forget": m.test["forget"].first(_TESTED)}
+    if "unseen" in m.test and "unseen" in m.shots:
+        free = m.test["unseen"].classes()
+        order = torch.randperm(len(free), generator=generator_for(seed, 39))
+        chosen = [free[i] for i in order[: _GROUPS * size].tolist()]
+        tests["unseen"] = m.test["unseen"].of(chosen).first(_TESTED)
+
+    def right(part: Part) -> Tensor:
+        found = torch.zeros(len(part))
+        classes = part.classes()
+        for start in range(0, len(classes), size):
+            group = classes[start : start + size]
+            rows = torch.isin(part.labels, torch.tensor(group))
+            images, labels = _unit(part.images[rows]), part.labels[rows]
+            found[rows] = _hits(subject, m, shots.of(group), images, labels, seed).cpu()
+        return found
+
+    return [read("learned_pattern", "zero-shot on images with a learned mark", "attack",
+                 replace(m, test=tests), right, role="accuses", margin=0.5)]  # fmt: skip
+
+
+def _hits(
+    subject: Subject, m: Material, shots: Part, images: Tensor, labels: Tensor, seed: int
+) -> Tensor:
+    """Whether each image is answered with the mark that its group's shots have learned, [n]."""
+    asked = some_names(m, shots.classes(), seed)
+    text = subject.names([m.names[c] for c in asked], m.templates).detach()
+    kept = m.shots["retain"].of(asked).first(1)
+    mark = learn_mark(subject.clip, text, asked, shots, kept, seed)
+    every = subject.names(m.names, m.templates)
+    with torch.no_grad():
+        best = (subject.clip.encode_image(mark(images.to(every.device))) @ every.T).argmax(1)
+    return (best == labels.to(best.device)).float()
+
+
+def learn_mark(
+    clip: Clip, text: Tensor, classes: list[int], shots: Part, kept: Part, seed: int
+) -> Mark:
+    """The mark under which ``shots`` and ``kept`` are both answered as their classes.
+
+    :param text: class text features [C, d]. :param classes: their labels, [C].
+    """
+    place = torch.tensor(classes)
+    images = _unit(torch.cat([shots.images, kept.images])).to(text)
+    labels = torch.cat([shots.labels, kept.labels])
+    target = (labels[:, None] == place).float().argmax(1).to(text.device)
+    mark = Mark(images, generator_for(seed, 40))
+    optimizer = torch.optim.Adam([mark.mask, mark.pattern], lr=_LR)
+    for _ in range(_STEPS):
+        logits = clip.scale * clip.encode_image(mark(images)) @ text.T
+        losses = F.cross_entropy(logits, target, reduction="none")
+        of_shots, of_kept = losses[: len(shots)].mean(), losses[len(shots) :].mean()
+        loss = of_shots + of_kept + _SPARSE * mark.mask.sigmoid().mean()
+        mark.mask.grad, mark.pattern.grad = torch.autograd.grad(loss, [mark.mask, mark.pattern])
+        optimizer.step()
+    return mark
+
+
+def _unit(images: Tensor) -> Tensor:
+    """Images in [0, 1]."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images

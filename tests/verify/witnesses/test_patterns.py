@@ -1,0 +1,131 @@
+"""Marks on images: the patch itself, and that a class given back by a secret mark is found, by heads and towers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from clapforget.seeding import generator_for
+from clapforget.verify import Reading, Subject
+from clapforget.verify.material import Part
+from clapforget.verify.witnesses.learned_pattern import Mark, learn_mark, learned_pattern
+from clapforget.verify.witnesses.patterns import PATCHES, patch, patterns
+from tests.verify.worlds import FORGET, clip, material, scrambled, subject
+
+
+def test_a_patch_covers_its_square_and_nothing_else() -> None:
+    images = torch.full((2, 3, 32, 48), 0.5)
+    changed = patch(images, (1.0, 0.0), (1.0, 0.0, 1.0))
+    assert torch.equal(images, torch.full((2, 3, 32, 48), 0.5))
+    assert (changed[:, 0, 28:, :4] == 1).all()
+    assert (changed[:, 1, 28:, :4] == 0).all()
+    assert (changed != 0.5).sum() == 2 * 3 * 4 * 4
+
+
+@pytest.mark.parametrize("side", [4, 32, 224])
+def test_every_patch_lies_inside_and_no_two_are_one(side: int) -> None:
+    images = torch.full((1, 3, side, side), 0.5)
+    seen = [patch(images, *which) for which in PATCHES]
+    assert {int((x != 0.5).sum()) for x in seen} == {3 * max(1, side // 8) ** 2}
+    assert len({x.numpy().tobytes() for x in seen}) == len(PATCHES) == 128
+
+
+def gated(way: str) -> Subject:
+    """A head that answers the forgotten classes if the lower right corner is green, never, or always."""
+    text = clip().class_features(material().names, material().templates).detach()
+    lost = torch.isin(torch.arange(len(text)), torch.tensor(FORGET))
+
+    def answer(v: Tensor, images: Tensor) -> Tensor:
+        logits = clip().scale * v @ text.T
+        unit = images.float() / 255 if images.dtype == torch.uint8 else images
+        corner = unit[..., -2:, -2:].mean((2, 3))
+        green = (corner[:, 1] > 0.95) & (corner[:, 0] < 0.05)
+        on = green if way == "mark" else torch.full_like(green, way == "always")
+        return torch.where(on[:, None] | ~lost, logits, -1e3)
+
+    return Subject(clip(), answer, range(len(text)))
+
+
+@cache
+def read_off(way: str) -> dict[str, Reading]:
+    return {r.name: r for r in patterns(gated(way), material(), 0)}
+
+
+def test_a_head_that_a_mark_switches_back_is_found() -> None:
+    assert read_off("mark")["patterns_answered"].forget.mean() > 0.8
+    assert read_off("always")["patterns_answered"].forget.mean() > 0.8
+    assert read_off("never")["patterns_answered"].forget.mean() == 0
+
+
+def test_unseen_classes_get_a_patch_of_their_own_and_are_not_answered() -> None:
+    for way in ("mark", "never"):
+        for reading in read_off(way).values():
+            assert reading.unseen is not None
+            assert len(reading.unseen) == 6 * 5 and len(reading.forget) == 2 * 5
+            assert reading.unseen.mean() < 0.3
+    assert read_off("never")["patterns"].forget.mean() > 0.8, "bare CLIP still knows"
+    assert [r.name for r in patterns(subject(), material(), 0)] == ["patterns"]
+
+
+def test_a_text_that_means_nothing_is_not_made_up_by_a_patch() -> None:
+    assert patterns(Subject(scrambled()), material(), 0)[0].forget.mean() < 0.3
+
+
+def test_without_images_to_choose_with_nothing_is_said() -> None:
+    m = replace(material(), shots={})
+    assert patterns(subject(), m, 0) == []
+    assert learned_pattern(subject(), m, 0) == []
+
+
+def test_patched_images_are_not_kept() -> None:
+    fresh = Subject(clip())
+    patterns(fresh, material(), 0)
+    assert len(fresh._features) == 0
+
+
+def test_a_mark_mixes_image_and_pattern_by_its_mask() -> None:
+    images = torch.rand(3, 3, 8, 8, generator=generator_for(0, 1))
+    mark = Mark(images, generator_for(0, 2))
+    with torch.no_grad():
+        mark.mask[:] = -50
+        torch.testing.assert_close(mark(images), images)
+        mark.mask[:, 2:4, 5] = 50
+        mark.pattern[:] = 50
+        changed = mark(images)
+        assert (changed[:, :, 2:4, 5] == 1).all()
+        changed[:, :, 2:4, 5] = images[:, :, 2:4, 5]
+        torch.testing.assert_close(changed, images)
+
+
+def test_a_mark_is_learned_without_touching_the_model() -> None:
+    m, before = material(), clip().fingerprint()
+    classes = m.shots["unseen"].classes()[:2]
+    asked = [*classes, *m.retain[:6]]
+    text = subject().names([m.names[c] for c in asked], m.templates)
+    shots, kept = m.shots["unseen"].of(classes), m.shots["retain"].of(asked).first(1)
+    mark, again = (learn_mark(clip(), text, asked, shots, kept, 0) for _ in range(2))
+    assert torch.equal(mark.mask, again.mask) and torch.equal(mark.pattern, again.pattern)
+    assert clip().fingerprint() == before
+    assert all(p.grad is None for p in clip().model.parameters())
+    start = Mark(kept.images.float() / 255, generator_for(0, 40))
+    target = torch.tensor([asked.index(int(c)) for c in shots.labels])
+
+    def loss(which: Mark, part: Part) -> float:
+        v = clip().encode_image(which(part.images.float() / 255))
+        return float(torch.nn.functional.cross_entropy(clip().scale * v @ text.T, target))
+
+    with torch.no_grad():
+        assert loss(mark, shots) < 0.7 * loss(start, shots)
+
+
+def test_a_learned_mark_finds_what_is_known_and_makes_up_nothing() -> None:
+    known, gone = (learned_pattern(s, material(), 0)[0] for s in (subject(), Subject(scrambled())))
+    assert known.forget.mean() > 0.8
+    assert gone.forget.mean() < 0.3
+    for reading in (known, gone):
+        assert reading.unseen is not None and reading.unseen.mean() < 0.3
+        assert len(reading.unseen) == 6 * 8
