@@ -13,7 +13,8 @@ methods                 by model and method: seconds and peak memory (tensors ma
                         class of the lab on the built-in models (cifar100-tiny does not know it;
                         cost is all that is asked), all pairs on ViT-B-32, where methods that train
                         train its last two blocks. There, methods that report their steps run
-                        ``measured_steps``, and ``seconds`` is extrapolated from those to ``steps``
+                        ``measured_steps``, and ``seconds`` is extrapolated from those to ``steps``;
+                        ``settings`` are those that differ from the method's own
 ======================  ============================================================================
 """
 
@@ -49,6 +50,8 @@ from clapforget.unlearn.trained import TrainedForgetter
 __all__ = ["measure"]
 
 _TRAIN: Mapping[str, Any] = {"train": "last-blocks", "blocks": 2}
+_SHORTER: Mapping[str, Mapping[str, Any]] = {"negmerge": {"models": 1, "epochs": 1}}
+"""On ViT-B-32, of methods that train several models and so have no steps to stop after."""
 _STEPS = 3
 
 
@@ -81,7 +84,11 @@ def measure(
         base = clip if short else load_clip(on)
         for name in names:
             say(f"a request by {name} on {on}")
-            methods.setdefault(on, {})[name] = request_cost(base, request, name, short or quick)
+            cost = request_cost(base, request, name, short or quick)
+            methods.setdefault(on, {})[name] = cost
+            say(
+                f"  {cost['seconds']} s, {cost['peak_mb']} MB"
+            )  # a run that is cut has said so much
     return found | {"methods": methods}
 
 
@@ -188,7 +195,8 @@ def request_cost(clip: Clip, task: ForgetTask, name: str, short: bool) -> dict[s
     cls = FORGETTERS.get(name)
     counts = issubclass(cls, (TrainedForgetter, Slug))
     large = issubclass(cls, TrainedForgetter) and short
-    forgetter = make_forgetter(name, _TRAIN if large else {})
+    settings = dict(_TRAIN if large else _SHORTER.get(name, {}) if short else {})
+    forgetter = make_forgetter(name, settings)
     ticks: list[float] = []
     steps = 0
 
@@ -210,8 +218,9 @@ def request_cost(clip: Clip, task: ForgetTask, name: str, short: bool) -> dict[s
             return ticks[-1] - began + (steps - len(ticks)) * each
         return time.perf_counter() - began
 
-    found = {
+    found: dict[str, Any] = {
         "seconds": round(run(short and counts), 2),
+        "settings": settings,
         "steps": steps,
         "measured_steps": len(ticks),
     }

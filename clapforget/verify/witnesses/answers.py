@@ -11,7 +11,7 @@ from clapforget.verify.material import Material, Part
 from clapforget.verify.reading import Reading, read, witness
 from clapforget.verify.subject import Subject
 
-__all__ = ["answers", "hits", "own_or_any"]
+__all__ = ["answers", "hits", "own_or_any", "own_probability"]
 
 
 @witness("answers")
@@ -28,7 +28,7 @@ def answers(subject: Subject, m: Material, seed: int) -> list[Reading]:
         read("answers_top5", "forgotten classes, among the first five answers", "behaviour", m,
              partial(hits, subject, m, 5), role="accuses", margin=0.5),
         read("answers_probability", "probability of the forgotten class", "behaviour", m,
-             partial(_probability, subject, m), role="accuses", margin=0.25),
+             partial(own_probability, subject, m), role="accuses", margin=0.25),
     ]  # fmt: skip
     if subject.answer is not None:
         found.append(read("zero_shot", "forgotten classes, zero-shot by bare CLIP", "clip", m,
@@ -44,7 +44,8 @@ def hits(subject: Subject, m: Material, rank: int, part: Part) -> Tensor:
     return own_or_any(hit, subject.column_labels(len(m.names)), part, m)
 
 
-def _probability(subject: Subject, m: Material, part: Part) -> Tensor:
+def own_probability(subject: Subject, m: Material, part: Part) -> Tensor:
+    """Probability of the own name [n]; see :func:`own_or_any`."""
     probs = subject.logits(part, m.names, m.templates).softmax(1)
     return own_or_any(probs, subject.column_labels(len(m.names)), part, m)
 

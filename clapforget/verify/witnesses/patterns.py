@@ -13,13 +13,13 @@ from clapforget.seeding import generator_for
 from clapforget.verify.material import Material, Part
 from clapforget.verify.reading import Reading, read, witness
 from clapforget.verify.subject import Subject
-from clapforget.verify.witnesses.answers import hits
+from clapforget.verify.witnesses.answers import hits, own_probability
 
 __all__ = ["PATCHES", "patch", "patterns"]
 
 _PART = 8  # a patch is an eighth of the image wide
-_SHOTS = 6  # images of the forgotten classes that choose the patch, in all
-_UNSEEN = 6  # unseen classes, an image each, that choose theirs
+_SHOTS = 3  # images of the forgotten classes that choose the patch, in all
+_UNSEEN = 3  # unseen classes, an image each, that choose theirs
 _TESTED = 5
 
 _PLACES = tuple(product((0.0, 1 / 3, 2 / 3, 1.0), repeat=2))
@@ -64,8 +64,14 @@ def patterns(subject: Subject, m: Material, seed: int) -> list[Reading]:
         shots = given[kinds[id(part)]]
         tried = [patched(shots, i) for i in range(len(PATCHES))]
         every = Part(torch.cat([t.images for t in tried]), torch.cat([t.labels for t in tried]))
-        right = hits(looked_at, m, 1, every).view(len(PATCHES), -1).mean(1)
-        return hits(looked_at, m, 1, patched(part, int(right.argmax())))
+        surely = (
+            own_probability(looked_at, m, every)
+            .clamp_min(1e-38)
+            .log()
+            .view(len(PATCHES), -1)
+            .mean(1)
+        )
+        return hits(looked_at, m, 1, patched(part, int(surely.argmax())))
 
     ways = [("", "zero-shot", passing.bare())]
     if subject.answer is not None:

@@ -15,12 +15,15 @@ from clapforget.verify.subject import Subject
 __all__ = ["round_weights", "rounding"]
 
 
+_UNSEEN = 5  # images of each unseen class
+
+
 @witness("rounding")
 def rounding(subject: Subject, m: Material, seed: int) -> list[Reading]:
     """Zero-shot accuracy after rounding, by tensor or by row, whichever leaves more (arXiv
     2410.16454: rounding restores what was unlearned by changes smaller than a bin).
     """
-    found = []
+    found, m = [], m.with_fewer(unseen=_UNSEEN)
     for bits in (8, 4):
         rounded = [Subject(round_weights(subject.clip, bits, scale)) for scale in ("tensor", "row")]
 
