@@ -10,8 +10,17 @@ import typer
 import yaml
 
 from clapforget.errors import UserError
+from clapforget.seeding import check_seed
 
-__all__ = ["Json", "Markdown", "parse_numbers", "parse_path", "parse_settings", "say"]
+__all__ = [
+    "Json",
+    "Markdown",
+    "parse_numbers",
+    "parse_path",
+    "parse_seeds",
+    "parse_settings",
+    "say",
+]
 
 
 def parse_path(text: str) -> Path:
@@ -76,3 +85,11 @@ def parse_numbers(text: str | None, option: str = "--class-order") -> list[int] 
         raise UserError(
             f"{option} {text[:40]!r} holds no whole numbers", "write 3,0,2,1"
         ) from error
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds with commas between them. :raises UserError: for other texts, and seeds out of range."""
+    seeds = parse_numbers(text, "--seeds") or []
+    for seed in seeds:
+        check_seed(seed)
+    return seeds

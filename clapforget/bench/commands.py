@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from clapforget.cli_values import Json, Markdown, parse_numbers, parse_settings, say
+from clapforget.cli_values import Json, Markdown, parse_numbers, parse_seeds, parse_settings, say
 from clapforget.errors import UserError
+from clapforget.writing import check_writable, write_text
 
 __all__ = ["bench"]
 
@@ -61,7 +62,7 @@ def bench_methods(
     """Learning methods on the same streams: accuracy, calibration, novelty, with intervals."""
     from clapforget.bench.methods import markdown, measure
 
-    numbers = parse_numbers(seeds, "--seeds") or []
+    numbers = parse_seeds(seeds)
     _measured(
         lambda: measure(
             scenario, methods, numbers, out, data, sequence, per_class, reference, model,
@@ -90,7 +91,7 @@ def bench_selection(
     """Exemplar scores: what heads learn from the exemplars alone, paired by seed."""
     from clapforget.bench.selection import markdown, measure
 
-    sizes, numbers = parse_numbers(each, "--each") or [], parse_numbers(seeds, "--seeds") or []
+    sizes, numbers = parse_numbers(each, "--each") or [], parse_seeds(seeds)
     names = [name.strip() for name in scores.split(",") if name.strip()]
     if not sizes or min(sizes) < 1:
         raise UserError(f"--each {each}", "give whole numbers from 1 on")
@@ -140,7 +141,7 @@ def bench_forgetters(
     from clapforget.bench.forgetters import markdown, measure
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    numbers = parse_numbers(seeds, "--seeds") or []
+    numbers = parse_seeds(seeds)
     _measured(
         lambda: measure(numbers, twin_cache, names, say, True, draws, scenario, data),
         json_file, markdown, markdown_file,
@@ -178,7 +179,7 @@ def bench_verify(
         )
     if scenario == "cifar100" and methods:
         raise UserError("--methods is of the lab", "leave out --scenario")
-    chosen = parse_numbers(seeds) if seeds else None
+    chosen = parse_seeds(seeds) if seeds else None
     if scenario == "cifar100":
         _measured(lambda: measure_cifar(data, chosen or (0,), level, say), json_file)  # type: ignore[arg-type]
         return
@@ -198,16 +199,19 @@ def _measured(
     :raises UserError: before anything is measured, for a file that can't be written.
     """
     for option, file in (("--json", json_file), ("--markdown", markdown_file)):
-        if file is not None and not file.absolute().parent.is_dir():
+        if file is None:
+            continue
+        if not file.absolute().parent.is_dir():
             raise UserError(f"{option} {file}: there is no such folder", "make it first")
-        if file is not None and file.exists():
+        if file.is_file():
             raise UserError(f"{file} exists already", f"choose another {option}")
+        check_writable(file, option)
     found = measure()
     text = json.dumps(found, indent=2)
     say(text)
     if json_file is not None:
-        json_file.write_text(text + "\n")
+        write_text(json_file, text + "\n")
     if table is not None:
         say(table(found))
         if markdown_file is not None:
-            markdown_file.write_text(table(found))
+            write_text(markdown_file, table(found))

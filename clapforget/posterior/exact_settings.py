@@ -16,9 +16,9 @@ class ExactSettings:
 
     model: Literal["discriminant", "regression"] = "discriminant"
     features: int = 1000
-    """R, number of random ReLU features beside the image feature; time and memory grow with R². The preset
-    ``best`` takes 2,000. A discriminant with R > 0 is an
-    average: on the image feature alone, and on both."""
+    """R, number of random ReLU features beside the image feature, at most 20,000; time and memory grow with
+    R² (at 20,000 the sums alone take 1.6 GB). The preset ``best`` takes 2,000. A discriminant with R > 0 is
+    an average: on the image feature alone, and on both."""
     spherical: float | None = None
     """Weight, in a discriminant's average, of one more part on the image feature alone whose covariance
     has so strong a prior that it is spherical; the other parts have weight 1. None: the left-out
@@ -44,7 +44,7 @@ class ExactSettings:
     def __post_init__(self) -> None:
         """:raises UserError: for numbers that make no sense."""
         check_least(self, "exact", features=0, samples=1, reservoir=1)
-        check_most(self, "exact", features=100_000, samples=10_000)
+        check_most(self, "exact", features=20_000, samples=10_000)
         if self.spherical is not None and self.spherical < 0:
             raise UserError(f"setting exact.spherical={self.spherical}", "give at least 0")
         for name in ("strength", "spread", "ridge"):
