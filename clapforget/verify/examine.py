@@ -112,8 +112,9 @@ def not_tested(
     """What an examination leaves out, and why."""
     left = []
     if level == "quick":
-        left.append("relearning, fine-tuning on retained data, learned prompts and marks on images (level full "
-                    "does)")  # fmt: skip
+        left.append(
+            "relearning, fine-tuning on retained data, learned prompts, learned marks on images (level full does)"
+        )
     if after is not None and after.answer is not None and after.class_weights is None:
         left.append("what the head stores: it shows no class vectors")
     if m.members is None:
