@@ -40,6 +40,9 @@ class Part:
         return sorted(set(self.labels.tolist()))
 
 
+_ASKED = {("test", "forget"), ("test", "retain")}  # without them there is nothing to examine
+
+
 @dataclass(frozen=True, eq=False)
 class Material:
     """Images and names for one request.
@@ -59,10 +62,18 @@ class Material:
     test: Mapping[str, Part] = field(default_factory=dict)
     """Test images of ``forget``, ``retain`` (bystanders among them) and ``unseen``."""
     shots: Mapping[str, Part] = field(default_factory=dict)
-    """Attack images by the same names."""
+    """Attack images by the same names; a part without any is left out, as are unseen classes without test
+    images."""
     members: Part | None = None
     """Images of ``forget`` that the model before is known to have been trained on, from a random split of
     which the test images are the other part; None where that is not known."""
+
+    def __post_init__(self) -> None:
+        for name, parts in (("test", self.test), ("shots", self.shots)):
+            empty = {k for k, p in parts.items() if not len(p) and (name, k) not in _ASKED}
+            if empty:
+                left = {k: p for k, p in parts.items() if k not in empty}
+                object.__setattr__(self, name, left)
 
     def with_fewer(self, **images: int) -> Material:
         """With at most so many test images of each class of a part: ``with_fewer(unseen=5)``. For witnesses

@@ -36,9 +36,16 @@ class Mark:
         self.pattern = torch.randn(3, h, w, generator=rng).to(like).requires_grad_(True)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """:param images: [n, 3, h, w] in [0, 1]. :returns: the same shape and range."""
-        mask = self.mask.sigmoid()
-        return (1 - mask) * images + mask * self.pattern.sigmoid()
+        """:param images: [n, 3, h, w] in [0, 1], of any size: the mark is as large a part of each.
+        :returns: the same shape and range.
+        """
+        mask, pattern = self.mask.sigmoid(), self.pattern.sigmoid()
+        if images.shape[-2:] != mask.shape[-2:]:
+            mask, pattern = (
+                F.interpolate(part[None], images.shape[-2:], mode="bilinear", antialias=True)[0]
+                for part in (mask, pattern)
+            )
+        return (1 - mask) * images + mask * pattern
 
 
 @witness("learned_pattern", level="full")
@@ -98,21 +105,21 @@ def learn_mark(
     :param text: class text features [C, d]. :param classes: their labels, [C].
     """
     place = torch.tensor(classes)
-    images = _unit(torch.cat([shots.images, kept.images])).to(text)
+    images = _unit(torch.cat([shots.images, kept.images])).to(text.device)
     labels = torch.cat([shots.labels, kept.labels])
     target = (labels[:, None] == place).float().argmax(1).to(text.device)
+    share = torch.cat([torch.full((len(p),), 1 / max(1, len(p))) for p in (shots, kept)])
     mark = Mark(images, generator_for(seed, 40))
     optimizer = torch.optim.Adam([mark.mask, mark.pattern], lr=_LR)
     for _ in range(_STEPS):
         logits = clip.scale * clip.encode_image(mark(images)) @ text.T
-        losses = F.cross_entropy(logits, target, reduction="none")
-        of_shots, of_kept = losses[: len(shots)].mean(), losses[len(shots) :].mean()
-        loss = of_shots + of_kept + _SPARSE * mark.mask.sigmoid().mean()
+        losses = F.cross_entropy(logits.float(), target, reduction="none")
+        loss = losses @ share.to(losses) + _SPARSE * mark.mask.sigmoid().mean()
         mark.mask.grad, mark.pattern.grad = torch.autograd.grad(loss, [mark.mask, mark.pattern])
         optimizer.step()
     return mark
 
 
 def _unit(images: Tensor) -> Tensor:
-    """Images in [0, 1]."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images
+    """Images in [0, 1], in float32."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()

@@ -101,6 +101,17 @@ def test_a_mark_mixes_image_and_pattern_by_its_mask() -> None:
         torch.testing.assert_close(changed, images)
 
 
+def test_a_mark_fits_images_of_another_size() -> None:
+    mark = Mark(torch.rand(1, 3, 8, 8), generator_for(0, 2))
+    with torch.no_grad():
+        mark.mask[:] = -50
+        mark.mask[:, :4, :4] = 50
+        mark.pattern[:] = 50
+        changed = mark(torch.zeros(2, 3, 32, 16))
+    assert changed.shape == (2, 3, 32, 16)
+    assert (changed[:, :, :12, :6] > 0.99).all() and (changed[:, :, 20:, 10:] < 0.01).all()
+
+
 def test_a_mark_is_learned_without_touching_the_model() -> None:
     m, before = material(), clip().fingerprint()
     classes = m.shots["unseen"].classes()[:2]

@@ -13,7 +13,8 @@ from scipy import stats
 from clapforget.clip import Clip
 from clapforget.loading import build_clip
 from clapforget.seeding import generator_for
-from clapforget.verify import WITNESSES, Reading, Subject
+from clapforget.verify import WITNESSES, Part, Reading, Subject
+from clapforget.verify.reading import FULL
 from clapforget.verify.witnesses.association import precision_by_column
 from clapforget.verify.witnesses.batch_statistics import normalisations
 from clapforget.verify.witnesses.posterior import KroneckerLaplace, conformal_threshold
@@ -350,3 +351,15 @@ def test_vectors_that_are_not_what_answers_are_only_shown() -> None:
 
     other = Subject(clip(), shut, columns, constant.class_weights)
     assert call("head_weights", "head_weights", other).role == "both"  # another witness's
+
+
+@pytest.mark.parametrize("kind", ["forget", "unseen", "retain"])
+def test_a_part_without_attack_images_is_no_part(kind: str) -> None:
+    none = Part(torch.zeros(0, 3, 32, 32, dtype=torch.uint8), torch.zeros(0, dtype=torch.long))
+    m = replace(material(), shots={**material().shots, kind: none})
+    assert kind not in m.shots and len(m.shots) == 2
+    for name in WITNESSES.names():
+        if name not in FULL:
+            WITNESSES.get(name)(subject(), m, 0)
+    m = replace(material(), test={**material().test, "unseen": none, "forget": none})
+    assert set(m.test) == {"forget", "retain"}, "to be told that there is too little to see"
