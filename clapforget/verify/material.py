@@ -25,6 +25,17 @@ class Part:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def unit(self) -> Tensor:
+        """The images as float32 in [0, 1]."""
+        floats = self.images.float()
+        return floats / 255 if self.images.dtype == torch.uint8 else floats
+
+    def drawn(self, classes: int, rng: torch.Generator) -> list[int]:
+        """At most so many of its classes, at random."""
+        own = self.classes()
+        return [own[i] for i in torch.randperm(len(own), generator=rng)[:classes].tolist()]
+
     def first(self, n: int) -> Part:
         """The first n images of each class."""
         order = torch.cat([(self.labels == c).nonzero().flatten()[:n] for c in self.classes()])

@@ -64,10 +64,9 @@ def learned_pattern(subject: Subject, m: Material, seed: int) -> list[Reading]:
     size = min(len(m.forget), _CLASSES)
     tests = {"forget": m.test["forget"].first(_TESTED)}
     if "unseen" in m.test and "unseen" in m.shots:
-        free = m.test["unseen"].classes()
-        order = torch.randperm(len(free), generator=generator_for(seed, 39))
-        chosen = [free[i] for i in order[: _GROUPS * size].tolist()]
-        tests["unseen"] = m.test["unseen"].of(chosen).first(_TESTED)
+        unseen = m.test["unseen"]
+        chosen = unseen.drawn(_GROUPS * size, generator_for(seed, 39))
+        tests["unseen"] = unseen.of(chosen).first(_TESTED)
 
     def right(part: Part) -> Tensor:
         found = torch.zeros(len(part))
@@ -75,17 +74,14 @@ def learned_pattern(subject: Subject, m: Material, seed: int) -> list[Reading]:
         for start in range(0, len(classes), size):
             group = classes[start : start + size]
             rows = torch.isin(part.labels, torch.tensor(group))
-            images, labels = _unit(part.images[rows]), part.labels[rows]
-            found[rows] = _hits(subject, m, shots.of(group), images, labels, seed).cpu()
+            found[rows] = _hits(subject, m, shots.of(group), part.of(group), seed).cpu()
         return found
 
     return [read("learned_pattern", "zero-shot on images with a learned mark", "attack",
                  replace(m, test=tests), right, role="accuses", margin=0.5)]  # fmt: skip
 
 
-def _hits(
-    subject: Subject, m: Material, shots: Part, images: Tensor, labels: Tensor, seed: int
-) -> Tensor:
+def _hits(subject: Subject, m: Material, shots: Part, tests: Part, seed: int) -> Tensor:
     """Whether each image is answered with the mark that its group's shots have learned, [n]."""
     asked = some_names(m, shots.classes(), seed)
     text = subject.names([m.names[c] for c in asked], m.templates).detach()
@@ -93,8 +89,8 @@ def _hits(
     mark = learn_mark(subject.clip, text, asked, shots, kept, seed)
     every = subject.names(m.names, m.templates)
     with torch.no_grad():
-        best = (subject.clip.encode_image(mark(images.to(every.device))) @ every.T).argmax(1)
-    return (best == labels.to(best.device)).float()
+        best = (subject.clip.encode_image(mark(tests.unit.to(every.device))) @ every.T).argmax(1)
+    return (best == tests.labels.to(best.device)).float()
 
 
 def learn_mark(
@@ -105,7 +101,7 @@ def learn_mark(
     :param text: class text features [C, d]. :param classes: their labels, [C].
     """
     place = torch.tensor(classes)
-    images = _unit(torch.cat([shots.images, kept.images])).to(text.device)
+    images = torch.cat([shots.unit, kept.unit]).to(text.device)
     labels = torch.cat([shots.labels, kept.labels])
     target = (labels[:, None] == place).float().argmax(1).to(text.device)
     share = torch.cat([torch.full((len(p),), 1 / max(1, len(p))) for p in (shots, kept)])
@@ -118,8 +114,3 @@ def learn_mark(
         mark.mask.grad, mark.pattern.grad = torch.autograd.grad(loss, [mark.mask, mark.pattern])
         optimizer.step()
     return mark
-
-
-def _unit(images: Tensor) -> Tensor:
-    """Images in [0, 1], in float32."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images.float()

@@ -47,36 +47,32 @@ def patterns(subject: Subject, m: Material, seed: int) -> list[Reading]:
     """
     if not all(k in m.shots for k in m.test if k != "retain"):
         return []
-    passing = replace(subject, _features={})  # what is worked out for patched images is not kept
     few = m.with_fewer(forget=_TESTED, unseen=_TESTED)
-    kinds = {id(part): kind for kind, part in few.test.items()}
-    given = {"forget": _some(m.shots["forget"], _SHOTS, seed)}
-    if "unseen" in m.shots:
+    given = {few.test["forget"]: _some(m.shots["forget"], _SHOTS, seed)}
+    if "unseen" in few.test:
         shots = m.shots["unseen"]
-        order = torch.randperm(len(shots.classes()), generator=generator_for(seed, 37))
-        given["unseen"] = shots.of([shots.classes()[i] for i in order[:_UNSEEN].tolist()]).first(1)
+        given[few.test["unseen"]] = shots.of(shots.drawn(_UNSEEN, generator_for(seed, 37))).first(1)
 
-    def patched(part: Part, which: int) -> Part:
-        images = part.images.float() / 255 if part.images.dtype == torch.uint8 else part.images
-        return Part(patch(images, *PATCHES[which]), part.labels)
+    def passing(looked_at: Subject) -> Subject:  # what it works out for patched images is not kept
+        return replace(looked_at, _features={})
 
     def surely(looked_at: Subject, shots: Part, which: range) -> Tensor:
         """Mean log probability of the own name under each of some patches."""
-        tried = [patched(shots, i) for i in which]
-        every = Part(torch.cat([t.images for t in tried]), torch.cat([t.labels for t in tried]))
-        p = own_probability(replace(looked_at, _features={}), m, every)
+        tried = torch.cat([patch(shots.unit, *PATCHES[i]) for i in which])
+        p = own_probability(passing(looked_at), m, Part(tried, shots.labels.repeat(len(which))))
         return p.clamp_min(1e-38).log().view(len(which), -1).mean(1)
 
     @torch.no_grad()
     def best(looked_at: Subject, part: Part) -> Tensor:
-        shots, every = given[kinds[id(part)]], range(len(PATCHES))
+        shots, every = given[part], range(len(PATCHES))
         starts = every[::_AT_ONCE]
         sure = torch.cat([surely(looked_at, shots, every[i : i + _AT_ONCE]) for i in starts])
-        return hits(looked_at, m, 1, patched(part, int(sure.argmax())))
+        patched = patch(part.unit, *PATCHES[int(sure.argmax())])
+        return hits(passing(looked_at), m, 1, Part(patched, part.labels))
 
-    ways = [("", "zero-shot", passing.bare())]
+    ways = [("", "zero-shot", subject.bare())]
     if subject.answer is not None:
-        ways.append(("_answered", "answered", passing))
+        ways.append(("_answered", "answered", subject))
     return [
         read(f"patterns{suffix}", f"{how} on images with the patch that works best", "attack", few,
              partial(best, looked_at), role="accuses")

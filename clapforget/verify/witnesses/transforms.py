@@ -55,7 +55,7 @@ def transforms(subject: Subject, m: Material, seed: int) -> list[Reading]:
 
     @torch.no_grad()
     def best(part: Part) -> Tensor:
-        images = part.images.float() / 255 if part.images.dtype == torch.uint8 else part.images
+        images = part.unit
         right = torch.stack([
             (subject.clip.encode_image(change(images)) @ text.T).argmax(1) == part.labels.to(text.device)
             for change in TRANSFORMS.values()

@@ -78,8 +78,7 @@ def triggers(subject: Subject, m: Material, seed: int) -> list[Reading]:
     @torch.no_grad()
     def best(looked_at: Subject, part: Part) -> Tensor:
         if part not in changed:
-            images = part.images.float() / 255 if part.images.dtype == torch.uint8 else part.images
-            changed[part] = [Part(change(images), part.labels) for change in changes]
+            changed[part] = [Part(change(part.unit), part.labels) for change in changes]
         right = torch.stack([hits(looked_at, m, 1, new) for new in changed[part]])
         return right[right.mean(1).argmax()]
 
