@@ -4,11 +4,12 @@
 cases                     kinds × seeds (:mod:`clapforget.bench.verify_cases`)
 confusion                 number of cases by truth and verdict
 false_forgotten           share of the cases not truly forgotten whose verdict is ``forgotten``
-right_verdict             share with a right verdict; ``inconclusive`` is one only where the kind says so,
-                          ``damaged`` also where the edit is measured to have cost the kept classes more
-                          than the margin, on images that neither its maker nor the verifier saw
+right_verdict             share with a right verdict, ``inconclusive`` counted as wrong wherever something can be
+                          known; ``damaged`` is right also where the edit is measured to have cost the kept classes
+                          more than the margin, on images that neither its maker nor the verifier saw
+right_or_doubted          the same with ``inconclusive`` right where the kind says that a doubt is in order
 harmed                    the cases that this was measured of, ``damaged`` by kind left aside
-right_verdict_held_out    the same on the seeds that no margin was chosen on
+right_verdict_held_out    ``right_verdict`` on the seeds that no margin was chosen on
 verdict_flips             share whose verdict another seed of the verifier changes (other images, other
                           unseen classes, other attacks)
 auroc                     of each piece of evidence alone, forgotten against suppressed, by its residue
@@ -41,7 +42,7 @@ from clapforget.bench import (  # noqa: F401 (they file the kinds)
     verify_harmless,
     verify_patches,
 )
-from clapforget.bench.verify_kinds import KINDS, Case, Kind
+from clapforget.bench.verify_kinds import KINDS, Case, Kind, is_right
 from clapforget.bench.verify_world import REQUESTS, World
 from clapforget.verify.evidence import Evidence
 from clapforget.verify.examine import Examination, examine
@@ -91,8 +92,18 @@ class _Outcome:
 
     @property
     def right(self) -> bool:
-        also = ("damaged",) if self.truth != "forgotten" and self.harmed > Margins().damage else ()
-        return self.verdict in (self.truth, *self.or_else, *also)
+        """See :func:`~clapforget.bench.verify_kinds.is_right`."""
+        return is_right(self.verdict, self.truth, self._also)
+
+    @property
+    def accepted(self) -> bool:
+        """Right, or a doubt where one is in order."""
+        return self.verdict in (self.truth, *self._also)
+
+    @property
+    def _also(self) -> tuple[str, ...]:
+        harm = self.truth != "forgotten" and self.harmed > Margins().damage
+        return (*self.or_else, "damaged") if harm else self.or_else
 
 
 def measure(
@@ -220,6 +231,7 @@ def _summary(
         "confusion": confusion,
         "false_forgotten": float(np.mean([o.verdict == "forgotten" for o in fakes])),
         "right_verdict": float(np.mean(right)),
+        "right_or_doubted": float(np.mean([o.accepted for o in outcomes])),
         "right_verdict_held_out": float(np.mean(held)) if held else None,
         "verdict_flips": float(np.mean([o.verdict != o.again for o in outcomes])),
         "harmed": [f"{o.seed} {o.kind}: {o.harmed:.2f}" for o in outcomes

@@ -85,9 +85,10 @@ def _unseen_text(world: World) -> Case:
     return head_case(world, lambda logits, _: logits, stored)
 
 
-@kind("a head's column disturbed, its vectors not shown", "suppressed", "inconclusive")
+@kind("a head's column disturbed, its vectors not shown", "inconclusive", "suppressed")
 def _hidden(world: World) -> Case:
-    """Bare CLIP never knew the class; what the head learned is still in it."""
+    """Bare CLIP never knew the class, and the head answers it by its name from now on, as one that never learned it
+    would. It holds back what it learned, and nothing that can be asked of it shows that: a doubt is all there is."""
     learned = (*world.new, *world.retain)
     v = world.base.encode_image(world.images(learned, 20).images).view(len(learned), 20, -1)
     own = F.normalize(v.mean(1), dim=-1)

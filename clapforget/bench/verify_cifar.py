@@ -22,7 +22,7 @@ from clapforget.bench import (  # noqa: F401 (they file the kinds)
     verify_harmless,
 )
 from clapforget.bench.verify_edits import scramble_names, token_rows
-from clapforget.bench.verify_kinds import KINDS, Case, Kind, bare
+from clapforget.bench.verify_kinds import KINDS, Case, Kind, bare, is_right
 from clapforget.bench.verify_world import World
 from clapforget.clip import Clip
 from clapforget.errors import UserError
@@ -162,7 +162,7 @@ def measure_cifar(
             verdict = found.judgement.verdict
             outcomes.append({
                 "kind": kind.name, "truth": kind.truth, "seed": seed, "request": world.names(case.forget),
-                "verdict": verdict, "right": verdict in (kind.truth, *kind.or_else),
+                "verdict": verdict, "right": is_right(verdict, kind.truth, kind.or_else),
                 "rule": found.judgement.rule, "weakest": found.judgement.weakest,
                 "seconds": round(time.monotonic() - began, 1),
             })  # fmt: skip

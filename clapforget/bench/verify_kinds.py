@@ -9,7 +9,7 @@ from clapforget.bench.verify_world import World
 from clapforget.clip import Clip
 from clapforget.verify.subject import Subject
 
-__all__ = ["KINDS", "Case", "Kind", "bare", "kind"]
+__all__ = ["KINDS", "Case", "Kind", "bare", "is_right", "kind"]
 
 
 @dataclass(eq=False)
@@ -31,7 +31,13 @@ class Kind:
     truth: str
     make: Callable[[World], Case]
     or_else: tuple[str, ...] = ()
-    """Other verdicts that are right as well, where the words overlap. Never ``forgotten``."""
+    """Other verdicts that are accepted, where the words overlap or a doubt is in order. Never ``forgotten``."""
+
+
+def is_right(verdict: str, truth: str, accepted: tuple[str, ...] = ()) -> bool:
+    """Whether a verdict says what is true: an accepted one does too, but for ``inconclusive``, which says nothing
+    and is right only of what cannot be known."""
+    return verdict == truth or (verdict in accepted and verdict != "inconclusive")
 
 
 KINDS: list[Kind] = []

@@ -15,6 +15,7 @@ from clapforget.verify.reference import taught_since, without
 from clapforget.verify.rules import Claim, decide
 from clapforget.verify.subject import Subject
 from clapforget.verify.twins import twin_evidence
+from clapforget.verify.unmoved import unmoved_evidence
 from clapforget.verify.verdict import Judgement
 from clapforget.verify.weigh import weigh
 
@@ -92,6 +93,7 @@ def examine(
     taught = taught_since(old, new)
     evidence = weigh(*(without(side, taught) for side in (old, new, reference)))
     evidence += kept_evidence(before, after, m)
+    evidence += unmoved_evidence(before, after, m)
     if twin is not None:
         evidence += twin_evidence(before, after, twin, m, seed)
         if m.members is not None:

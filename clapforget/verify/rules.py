@@ -13,7 +13,9 @@
    (of what retained classes kept of theirs), or some of the data's own wordings fell to less than half, or
    rounding the weights brings back more than bare CLIP answers (95 % intervals apart).
 6. **suppressed**: gone from the answers, still inside: a piece of evidence lies above the reference by
-   more than its margin (one-sided test, Holm over all pieces).
+   more than its margin (one-sided test, Holm over all pieces). Or, where knowledge is claimed to be gone and
+   the images of the class had a place of their own before: they still lie where they lay (one linear map gives
+   back at least 99.5 % of their features, interval above 99 %).
 7. **suppressed**: pushed beyond: a piece whose role is ``both`` lies below the reference by more than its margin
    (the other side; Holm). What never was learned does not look so: it gives the request away, and
    what can be seen to be hidden is not gone.
@@ -57,6 +59,7 @@ class Margins:
     damage: float = 0.05
     still_answered: float = 0.75
     weakened: float = 0.5
+    unmoved: float = 0.995
     minimum_images: int = 20
     alpha: float = 0.05
 
@@ -135,6 +138,8 @@ def _gone_from_answers(
         worst = min(inside, key=lambda p: (p.p_inside or 0.0, -(p.residue or 0.0)))
         return ("suppressed", f"6: gone from the answers, still inside ({len(inside)} of "
                    f"{len(tests)} witnesses)", describe(worst))  # fmt: skip
+    if claim == "knowledge" and (still := _unmoved(found, judged, rules)):
+        return ("suppressed", "6: gone from the answers, its images lie where they lay", describe(still))  # fmt: skip
     must = [p for p in judged if p.role == "both"]
     beyond = [(p, p.p_beyond) for p in must if p.p_beyond is not None and not p.absolute]
     pushed = [p for (p, _), no in zip(beyond, holm([q for _, q in beyond], rules.alpha)) if no]
@@ -166,6 +171,17 @@ def _gone_from_answers(
     scars = [p.title for p in judged if p.scar]
     scar = f"; a scar gives it away: {', '.join(scars)}" if scars else ""
     return ("forgotten", f"11: nothing above the reference{scar}", describe(nearest))
+
+
+def _unmoved(
+    found: dict[str, Evidence], judged: Sequence[Evidence], rules: Margins
+) -> Evidence | None:
+    """The images that had a place of their own, where they have it still."""
+    kept = found.get("image_features_kept")
+    had_a_place = any(p.group == "visual" and p.residue is not None for p in judged)
+    if kept is None or not had_a_place or kept.value < rules.unmoved:
+        return None
+    return kept if kept.interval[0] > 1 - 2 * (1 - rules.unmoved) else None
 
 
 def _displaced(piece: Evidence, alpha: float) -> bool:

@@ -1,4 +1,4 @@
-"""Intervals for the three kinds of numbers that evidence is made of. All are 95 % intervals."""
+"""Intervals for the three kinds of numbers that evidence is made of, all at 95 %, and what tells them apart."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
+from torch import Tensor
 
-__all__ = ["Interval", "auroc", "holm", "mean", "paired_drop", "proportion"]
+__all__ = ["Interval", "auroc", "correlation", "holm", "mean", "paired_drop", "proportion"]
 
 Interval = tuple[float, float]
 
@@ -69,3 +70,12 @@ def holm(p_values: Sequence[float], alpha: float = 0.05) -> list[bool]:
             break
         rejected[place] = True
     return rejected
+
+
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's, of each column of a [n, C] with the same column of b: [C]; 0 where one is constant."""
+    return (_standard(a.double()) * _standard(b.double())).mean(0)
+
+
+def _standard(x: Tensor) -> Tensor:
+    return (x - x.mean(0)) / x.std(0, unbiased=False).clamp_min(1e-12)

@@ -167,6 +167,19 @@ def test_a_verdict_that_a_kind_allows_as_well_is_right_and_forgotten_is_never_on
     assert all("forgotten" not in kind.or_else for kind in KINDS)
 
 
+def test_a_doubt_is_accepted_where_the_kind_allows_it_and_right_only_where_nothing_can_be_known() -> (
+    None
+):
+    allowed = replace(
+        outcome("suppressed", "inconclusive", "inconclusive", 0.0), or_else=("inconclusive",)
+    )
+    assert allowed.accepted
+    assert not allowed.right
+    assert replace(allowed, truth="inconclusive").right
+    found = bench._summary([allowed], [1.0], [1.0], "quick")
+    assert (found["right_verdict"], found["right_or_doubted"]) == (0.0, 1.0)
+
+
 def test_the_quick_bench_names_kinds_that_there_are() -> None:
     assert len(bench._few()) == len(bench._CHEAP)
 

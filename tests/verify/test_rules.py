@@ -101,6 +101,25 @@ def test_the_claim_says_whether_the_image_tower_is_judged() -> None:
     assert "not that the image tower" in narrow.claim
 
 
+def test_what_has_not_moved_has_not_gone() -> None:
+    """Images with a place of their own before, and as good as the same features after."""
+    found = clean()
+    moved = piece("image_features_kept", 0.9990, group="visual", role="shown", reference=None,
+                  interval=(0.9985, 0.9995), residue=None, holds=None)  # fmt: skip
+    found["image_features_kept"] = moved
+    judgement = decide(list(found.values()))
+    assert judgement.verdict == "suppressed"
+    assert judgement.rule.startswith("6") and "lie where they lay" in judgement.rule
+    assert decide(list(found.values()), "association").verdict == "forgotten"
+    for value, low in ((0.9949, 0.9940), (0.9960, 0.9899), (0.75, 0.70)):
+        found["image_features_kept"] = replace(moved, value=value, interval=(low, 1.0))
+        assert decide(list(found.values())).verdict == "forgotten"
+    found["image_features_kept"] = moved
+    found["placement"] = replace(found["placement"], role="shown", residue=None, holds=None)
+    judgement = decide(list(found.values()))  # no place of its own before: none to lose
+    assert judgement.verdict == "inconclusive"
+
+
 def test_where_clip_never_knew_the_class_nothing_is_claimed_of_the_image_tower() -> None:
     """A class that a head was taught: bare CLIP's witnesses have no lead, and none is needed."""
     found = clean()

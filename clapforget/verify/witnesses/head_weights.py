@@ -8,11 +8,12 @@ from torch import Tensor
 
 from clapforget.verify.material import Material, Part
 from clapforget.verify.reading import Reading, read, witness
+from clapforget.verify.statistics import correlation
 from clapforget.verify.subject import Subject
 from clapforget.verify.witnesses.answers import own_or_any
 from clapforget.verify.witnesses.association import precision_by_column
 
-__all__ = ["correlation", "head_weights"]
+__all__ = ["head_weights"]
 
 _EXPLAINED, _UNEXPLAINED = 0.8, 0.5  # correlations
 
@@ -56,12 +57,3 @@ def _elsewhere(subject: Subject, m: Material, weights: Tensor, columns: Tensor) 
     if not kept.any() or not gone.any() or agree[kept].median() < _EXPLAINED:
         return False
     return bool((agree[gone] < _UNEXPLAINED).any())
-
-
-def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's, of each column of a [n, C] with the same column of b: [C]; 0 where one is constant."""
-    return (_standard(a.double()) * _standard(b.double())).mean(0)
-
-
-def _standard(x: Tensor) -> Tensor:
-    return (x - x.mean(0)) / x.std(0, unbiased=False).clamp_min(1e-12)

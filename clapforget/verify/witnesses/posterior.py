@@ -14,8 +14,8 @@ from clapforget.seeding import generator_for
 from clapforget.uncertainty import SCORES
 from clapforget.verify.material import Material, Part
 from clapforget.verify.reading import Reading, read, witness
+from clapforget.verify.statistics import correlation
 from clapforget.verify.subject import Subject
-from clapforget.verify.witnesses.head_weights import correlation
 
 __all__ = ["KroneckerLaplace", "conformal_threshold", "posterior"]
 

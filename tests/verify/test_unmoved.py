@@ -1,0 +1,83 @@
+"""Whether images still lie where they lay, whatever was done to the names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from sklearn.linear_model import Ridge
+
+from clapforget.bench.verify_harmless import permuted, turned
+from clapforget.clip import Clip
+from clapforget.seeding import generator_for
+from clapforget.verify import Evidence, Subject
+from clapforget.verify.unmoved import _RIDGE, linear_map, unmoved_evidence
+from tests.verify.worlds import clip, material, scrambled, subject
+
+
+def kept(after: Clip) -> Evidence:
+    (piece,) = unmoved_evidence(subject(), Subject(after), material())
+    return piece
+
+
+def test_the_map_is_ridge_regression_of_what_changed() -> None:
+    rng = generator_for(0)
+    x = torch.randn(40, 6, generator=rng).double()
+    y = torch.randn(40, 6, generator=rng).double()
+    alpha = _RIDGE * float(x.square().sum()) / 6
+    theirs = Ridge(alpha=alpha, fit_intercept=False, solver="cholesky").fit(
+        x.numpy(), (y - x).numpy()
+    )
+    np.testing.assert_allclose(linear_map(x, y).numpy(), np.eye(6) + theirs.coef_.T, atol=1e-8)
+    few = linear_map(
+        x[:3], x[:3]
+    )  # fewer images than dimensions: where none says otherwise, as it was
+    torch.testing.assert_close(few, torch.eye(6).double())
+
+
+def test_a_linear_change_is_undone() -> None:
+    rng = generator_for(1)
+    x = torch.randn(200, 8, generator=rng).double()
+    turn = torch.eye(8).double() + 0.2 * torch.randn(8, 8, generator=rng).double()
+    torch.testing.assert_close(linear_map(x @ turn, x), turn.inverse(), atol=1e-3, rtol=0)
+
+
+def test_an_image_tower_that_is_the_same_gives_all_of_it_back_whatever_the_text_says() -> None:
+    for other in (clip(), scrambled(), permuted(clip(), 3), turned(clip(), 3)):
+        piece = kept(other)
+        assert piece.value > 0.999, piece
+        assert piece.interval[0] > 0.998
+
+
+def test_an_image_tower_that_moved_does_not() -> None:
+    other, rng = clip().trainable_copy([]), generator_for(2)
+    with torch.no_grad():
+        for weight in other.model.visual.layer3.parameters():
+            weight += weight.abs().mean() * torch.randn(weight.shape, generator=rng)
+    piece = kept(other)
+    assert 0.2 < piece.value < 0.98
+    low, high = piece.interval
+    assert low < piece.value < high <= 1
+
+
+def test_the_interval_is_that_of_the_bootstrap() -> None:
+    other, rng = clip().trainable_copy([]), generator_for(3)
+    with torch.no_grad():
+        for weight in other.model.visual.layer3.parameters():
+            weight += 0.2 * weight.abs().mean() * torch.randn(weight.shape, generator=rng)
+    m, draws = material(), np.random.default_rng(0)
+    part = m.test["forget"]
+    values = []
+    for _ in range(200):
+        rows = torch.from_numpy(draws.integers(0, len(part), len(part)))
+        again = replace(part, images=part.images[rows], labels=part.labels[rows])
+        drawn = replace(m, test={**m.test, "forget": again})
+        values.append(unmoved_evidence(subject(), Subject(other), drawn)[0].value)
+    piece = kept(other)
+    assert piece.interval[1] - piece.value < 1.5 * 1.96 * np.std(values)
+    assert piece.value - piece.interval[0] > 1.96 * np.std(values) / 1.5
+
+
+def test_without_images_of_kept_classes_nothing_is_said() -> None:
+    assert unmoved_evidence(subject(), subject(), replace(material(), shots={})) == []
