@@ -141,7 +141,8 @@ def curve(
         axes.yaxis.set_major_locator(MaxNLocator(3))
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1))
-            axes.set_ylim(bottom=0)
+            low, high = axes.get_ylim()
+            axes.set_ylim(min(low, 0) if np.nan_to_num(y).min() < 0 else 0, max(high, 0))
         axes.grid(axis="y")
         axes.tick_params(length=0, labelsize=10)
         return svg(figure, title, 200)

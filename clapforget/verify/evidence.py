@@ -35,7 +35,8 @@ class Evidence:
     drop_interval: statistics.Interval | None = None
     """... and its paired interval."""
     holds: bool | None = None
-    """Whether it speaks for a good outcome; set by the rules. None: shown, not judged."""
+    """Whether it speaks for a good outcome; set by the rules. Of a piece that only accuses: whether it does not.
+    None: shown, not judged."""
     note: str = ""
     lead: float | None = None
     """Before − reference: what there was to lose."""

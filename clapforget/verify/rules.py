@@ -82,6 +82,10 @@ def decide(
         p for p in evidence
         if p.role in ("both", "accuses") and (claim == "knowledge" or p.group != "visual")
     ]  # fmt: skip
+    inside = _inside(judged, rules.alpha)
+    for piece in judged:
+        if piece.role == "accuses" and piece.p_inside is not None:
+            piece.holds = piece not in inside
     words = _claim_words(claim, found)
 
     def say(verdict: str, rule: str, weakest: str) -> Judgement:
@@ -103,7 +107,6 @@ def decide(
         return say("damaged", "3: more was lost than was asked", describe(hurt))
     low = answers.interval[0]
     above = answers.p_inside is not None and answers.p_inside < rules.alpha
-    inside = _inside(judged, rules.alpha)
     open_answer = answers.reference is None and low > (answers.margin or 0.0)
     if above or open_answer or (intact and inside):
         if weak := _weakened(found, kept_surety, rules):

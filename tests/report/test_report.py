@@ -340,6 +340,21 @@ def test_dots_lie_where_their_values_are() -> None:
     assert dots(0.0, None, None, 0.0, None, zoom=True)  # one value: no scale, no crash
 
 
+def test_a_curve_below_zero_is_drawn_the_right_way_up() -> None:
+    """Spill may be negative: forgetting that helped the others."""
+    heights = []
+    for values in ([-0.01, -0.02], [0.01, 0.02], [0.0, 0.0]):
+        plot = curve(values, "spill", percent=True)
+        line = re.search(r'd="M 58[.\d]+ ([.\d]+)\s+L 242[.\d]+ ([.\d]+)', plot)
+        assert line is not None
+        first, second = map(float, line.groups())
+        heights.append(second - first)
+        assert 0 < first < 120
+    assert heights[0] > 20  # downwards
+    assert heights[1] < -20
+    assert heights[2] == 0
+
+
 def test_figures_take_their_colours_from_the_page() -> None:
     drawn = lines(["$\\frac$", "b<"], {"retain_accuracy": [0.5, None]}, [1])
     assert "var(--retain, #0072b2)" in drawn and "var(--forget, #c44e00)" in drawn

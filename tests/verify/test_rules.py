@@ -101,6 +101,20 @@ def test_the_claim_says_whether_the_image_tower_is_judged() -> None:
     assert "not that the image tower" in narrow.claim
 
 
+def test_who_only_accuses_holds_unless_it_does() -> None:
+    """Too few images to clear it are no finding against the model."""
+    found = clean()
+    found["relearning_5"] = replace(found["relearning_5"], p_above=0.3, p_inside=0.6, holds=False)
+    assert decide(list(found.values())).verdict == "forgotten"
+    assert found["relearning_5"].holds
+    found["relearning_5"] = replace(found["relearning_5"], p_above=0.99, p_inside=1e-6)
+    assert decide(list(found.values())).verdict == "suppressed"
+    assert not found["relearning_5"].holds
+    found["wordings_best"] = replace(found["wordings_best"], p_above=0.3, holds=False)
+    decide(list(found.values()))
+    assert not found["wordings_best"].holds  # this one must be cleared
+
+
 def test_what_has_not_moved_has_not_gone() -> None:
     """Images with a place of their own before, and as good as the same features after."""
     found = clean()
