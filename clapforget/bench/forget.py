@@ -45,6 +45,7 @@ from clapforget.unlearn.batches import Batches
 from clapforget.unlearn.parameters import trainable_copy
 from clapforget.unlearn.search import Judge
 from clapforget.unlearn.slug import Slug
+from clapforget.unlearn.stranger import Stranger
 from clapforget.unlearn.trained import TrainedForgetter
 
 __all__ = ["measure"]
@@ -72,8 +73,10 @@ def measure(
     clip, task = build_clip(model, seed=0), caption_task(224, 24 if quick else pairs)
     say(f"a step of CLIPErase on {model}")
     found |= {"model": model} | prefix_step(clip, task, rounds)
+    say(f"  the plain way ÷ ours {found['prefix_step_ratio']}, once {found['prefix_seconds']} s")
     say("ten evaluations of a search")
     found["judge_ratio"] = judge_ratio(clip, task, max(1, rounds // 3))
+    say(f"  plain ÷ ours {found['judge_ratio']}")
     names = ["cliperase", "slug"] if quick else FORGETTERS.names()
     methods: dict[str, Any] = {}
     for on, request, short in (
@@ -193,7 +196,7 @@ def request_cost(clip: Clip, task: ForgetTask, name: str, short: bool) -> dict[s
     :param short: stop methods that report their steps after a few, and extrapolate.
     """
     cls = FORGETTERS.get(name)
-    counts = issubclass(cls, (TrainedForgetter, Slug))
+    counts = issubclass(cls, (TrainedForgetter, Slug, Stranger))
     large = issubclass(cls, TrainedForgetter) and short
     settings = dict(_TRAIN if large else _SHORTER.get(name, {}) if short else {})
     forgetter = make_forgetter(name, settings)
