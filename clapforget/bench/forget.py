@@ -51,8 +51,10 @@ from clapforget.unlearn.trained import TrainedForgetter
 __all__ = ["measure"]
 
 _TRAIN: Mapping[str, Any] = {"train": "last-blocks", "blocks": 2}
-_SHORTER: Mapping[str, Mapping[str, Any]] = {"negmerge": {"models": 1, "epochs": 1}}
-"""On ViT-B-32, of methods that train several models and so have no steps to stop after."""
+_SHORTER: Mapping[str, Mapping[str, Any]] = {
+    "negmerge": {"models": 1, "epochs": 1}, "text-projection": {"trials": 1},
+}  # fmt: skip
+"""On ViT-B-32, of methods that train several times and so have no steps to stop after."""
 _STEPS = 3
 
 
