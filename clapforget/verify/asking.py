@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -26,42 +26,48 @@ _WAYS: tuple[Callable[[Tensor], Tensor], ...] = (
 
 
 @torch.no_grad()
-def settled_logits(subject: Subject, m: Material, part: Part, seed: int) -> Tensor:
-    """Logits [n, columns]; those of a forgotten class's column out of 64 askings where a head answers it otherwise
-    each time, for noise hides what is under it until it is taken out.
+def settled_logits(
+    subject: Subject, m: Material, parts: Sequence[Part], seed: int
+) -> dict[Part, Tensor]:
+    """Logits [n, columns] of each part; those of a forgotten class's column out of 64 askings where a head answers it
+    otherwise each time, for noise hides what is under it until it is taken out.
 
     Each asking puts the images in another order, their features a ten-thousandth away and a tenth of their pixels a
     grey level off: noise that is drawn anew by call, by place or by content comes out different,
     and an answer to the image does not. Asked again only where one such asking moves a forgotten column
-    by more than a tenth of its spread over the images. Of mean, largest and smallest answer each column takes
-    the one in which two halves of the askings agree best (split-half correlation): the mean takes out noise
-    of any kind, the others such as goes one way much better.
+    by more than a tenth of its spread over the images of all parts. Of mean, largest and smallest answer each column
+    takes one, for all parts alike, by how well two halves of the askings agree (split-half correlation): the mean
+    takes out noise of any kind; the others, which such noise as goes one way asks for, have to halve the
+    disagreement.
     """
-    logits = subject.logits(part, m.names, m.templates)
-    if subject.answer is None or len(part) < 2:
-        return logits
+    plain = [subject.logits(part, m.names, m.templates) for part in parts]
+    logits, sizes = torch.cat(plain), [len(part) for part in parts]
+    if subject.answer is None:
+        return dict(zip(parts, plain))
     columns = subject.column_labels(len(m.names)).to(logits.device)
     gone = torch.isin(columns, torch.tensor(m.forget, device=columns.device)).nonzero().flatten()
     rng = generator_for(seed, 46)
-    own, again = logits[:, gone], _asked(subject, part, rng)[:, gone]
+
+    def ask() -> Tensor:
+        return torch.cat([_asked(subject, part, rng) for part in parts])[:, gone]
+
+    own, again = logits[:, gone], ask()
     moved = (again - own).square().mean(0).sqrt()
     noisy = moved.isfinite() & (moved > _NOISY * own.std(0, unbiased=False))
     if not noisy.any():
-        return logits
-    gone = gone[noisy]
-    more = [_asked(subject, part, rng)[:, gone] for _ in range(_TIMES - 2)]
-    return logits.index_copy(
-        1, gone, _settled(torch.stack([own[:, noisy], again[:, noisy], *more]))
-    )
+        return dict(zip(parts, plain))
+    answers = torch.stack([own, again, *(ask() for _ in range(_TIMES - 2))])[..., noisy]
+    logits = logits.index_copy(1, gone[noisy], _settled(answers))
+    return dict(zip(parts, logits.split(sizes)))
 
 
 def _settled(answers: Tensor) -> Tensor:
     """:param answers: [askings, n, columns]. :returns: [n, columns]."""
     first, second = answers[::2], answers[1::2]
     agree = torch.stack([correlation(way(first), way(second)) for way in _WAYS])
-    best = agree.argmax(0)
+    agree[0] = (1 + agree[0]) / 2
     found = torch.stack([way(answers) for way in _WAYS])
-    return found[best, :, torch.arange(len(best), device=best.device)].T
+    return found[agree.argmax(0), :, torch.arange(answers.shape[2], device=answers.device)].T
 
 
 def _asked(subject: Subject, part: Part, rng: torch.Generator) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -45,10 +47,10 @@ def association(subject: Subject, m: Material, seed: int) -> list[Reading]:
                  lambda part: _exchange(subject.bare(), m, part), role="accuses", margin=0.5, absolute=True)
         )  # fmt: skip
     if subject.answer is not None:
-        others = settled_logits(subject, m, m.test["retain"], seed)
+        settled = settled_logits(subject, m, list(m.test.values()), seed)
         found += [
             read("answer_rank", "images found by the own column of the answer", "behaviour", m,
-                 lambda part: _column(subject, m, part, others, seed), margin=0.5),
+                 lambda part: _column(subject, m, part, settled), margin=0.5),
             read("alias_by_head", "images answered by one and the same column that is not kept", "head", m,
                  lambda part: _alias_answered(subject, m, part), role="accuses"),
         ]  # fmt: skip
@@ -177,9 +179,9 @@ def _exchange(subject: Subject, m: Material, part: Part) -> Tensor:
     return result
 
 
-def _column(subject: Subject, m: Material, part: Part, negatives: Tensor, seed: int) -> Tensor:
+def _column(subject: Subject, m: Material, part: Part, settled: Mapping[Part, Tensor]) -> Tensor:
     """In the own column, noise taken out of it (:func:`~clapforget.verify.asking.settled_logits`); see
     :func:`~clapforget.verify.witnesses.answers.own_or_any`."""
-    scores = settled_logits(subject, m, part, seed)
+    scores, negatives = settled[part], settled[m.test["retain"]]
     hits = precision_by_column(scores, negatives, part.labels.to(scores.device))
     return own_or_any(hits, subject.column_labels(len(m.names)), part, m)
