@@ -142,7 +142,7 @@ def curve(
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1))
             low, high = axes.get_ylim()
-            axes.set_ylim(min(low, 0) if np.nan_to_num(y).min() < 0 else 0, max(high, 0))
+            axes.set_ylim(low if (y < 0).any() else 0, max(high, 0))
         axes.grid(axis="y")
         axes.tick_params(length=0, labelsize=10)
         return svg(figure, title, 200)

@@ -353,6 +353,8 @@ def test_a_curve_below_zero_is_drawn_the_right_way_up() -> None:
     assert heights[0] > 20  # downwards
     assert heights[1] < -20
     assert heights[2] == 0
+    for nothing in ([], [None, None]):
+        assert "<svg" in curve(nothing, "spill", percent=True)
 
 
 def test_figures_take_their_colours_from_the_page() -> None:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
@@ -123,3 +124,14 @@ def test_holm_keeps_the_family_wise_error() -> None:
     rng = np.random.default_rng(7)
     wrong = sum(any(statistics.holm(list(rng.random(12)))) for _ in range(1000))
     assert wrong / 1000 < 0.07
+
+
+def test_correlation_is_numpy_s_by_column_and_none_of_a_constant() -> None:
+    rng = np.random.default_rng(8)
+    a, b = rng.normal(size=(2, 50, 3))
+    b[:, 1] = 2 - 3 * a[:, 1]
+    found = statistics.correlation(torch.from_numpy(a), torch.from_numpy(b)).numpy()
+    theirs = [np.corrcoef(a[:, i], b[:, i])[0, 1] for i in range(3)]
+    np.testing.assert_allclose(found, theirs, atol=1e-10)
+    constant = statistics.correlation(torch.ones(50, 1), torch.from_numpy(b[:, :1]))
+    assert constant.item() == 0.0
