@@ -59,6 +59,7 @@ def pair_task(strategy: Any, experience: Any, rows: Tensor) -> ForgetTask:
         [data.templates[0].format(word) for word in words],
         seed=strategy.request_seed,
         progress=strategy.on_progress,
+        captions=True,
     )
 
 

@@ -202,7 +202,7 @@ class ForgettingPlugin(SupervisedPlugin, supports_distributed=False):  # type: i
             forget, self.retain_set or _held(policies, data, by_pair),
             ["{}"] if by_pair else templates,
             [templates[0].format(word) for word in words] if by_pair else words,
-            seed=self._seed(strategy.clock.train_exp_counter),
+            seed=self._seed(strategy.clock.train_exp_counter), captions=by_pair,
         )  # fmt: skip
 
 

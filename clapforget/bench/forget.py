@@ -103,7 +103,7 @@ def caption_task(side: int, pairs: int, seed: int = 0) -> ForgetTask:
     images = torch.randint(256, (2, pairs, 3, side, side), generator=rng, dtype=torch.uint8)
     texts = lab.captions("train", np.arange(2 * pairs), seed, variant=0)
     forget, retain = Pairs(images[0], texts[:pairs]), Pairs(images[1], texts[pairs:])
-    return ForgetTask(forget, retain, seed=seed)
+    return ForgetTask(forget, retain, seed=seed, captions=True)
 
 
 def class_task(per_class: int, seed: int = 0) -> ForgetTask:

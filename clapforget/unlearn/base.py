@@ -6,6 +6,7 @@ import dataclasses
 import math
 import typing
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -60,6 +61,19 @@ class ForgetTask:
     """Names to keep: text only, no images. Those to forget are left out by the forgetter."""
     seed: int = 0
     progress: Callable[[int, int], None] = lambda step, steps: None
+    captions: bool | None = None
+    """Whether the pairs' names are whole captions. ``None``: not known, see :attr:`of_captions`."""
+
+    @property
+    def of_captions(self) -> bool:
+        """Whether the names to forget are captions, which together describe one thing, and not names
+        of several. Where nobody said: there are several, most of them of one image only, and no
+        template but ``"{}"``."""
+        if self.captions is not None:
+            return self.captions
+        counts = Counter(self.forget.names).values()
+        once = sum(count == 1 for count in counts)
+        return len(counts) > 1 and 2 * once > len(counts) and tuple(self.templates) == ("{}",)
 
 
 @dataclass

@@ -78,7 +78,7 @@ class SlugSettings:
     pairs of the gradients."""
     concepts: Literal["auto", "names", "one"] = "auto"
     """``names``: each name of the forget set is a concept of its own; ``one``: the whole set is;
-    ``auto``: by name if every name has at least two pairs (captions have not)."""
+    ``auto``: by name, if the names are no captions and each has at least two pairs."""
 
     def __post_init__(self) -> None:
         """:raises UserError: for numbers that cannot work."""
@@ -124,7 +124,7 @@ class Slug(Forgetter):
         rng = generator_for(task.seed, 3)
         concepts = [
             _Concept(name, *hold_out(pairs, s.validation, rng))
-            for name, pairs in _split(task.forget, s.concepts)
+            for name, pairs in _split(task, s.concepts)
         ]
         retain, retain_held = hold_out(task.retain, s.validation, rng)
         self._differentiate(clip, task, concepts, retain)
@@ -226,11 +226,13 @@ class Slug(Forgetter):
         return trials
 
 
-def _split(forget: Pairs, how: str) -> list[tuple[str, Pairs]]:
+def _split(task: ForgetTask, how: str) -> list[tuple[str, Pairs]]:
     """The forget set by concept."""
+    forget = task.forget
     names = list(dict.fromkeys(forget.names))
     rows = [[i for i, name in enumerate(forget.names) if name == wanted] for wanted in names]
-    if how == "one" or (how == "auto" and min(map(len, rows)) < 2):
+    single = task.of_captions or min(map(len, rows)) < 2
+    if how == "one" or (how == "auto" and single):
         return [(names[0] if len(names) == 1 else "the forget set", forget)]
     return [(name, select(forget, torch.tensor(own))) for name, own in zip(names, rows)]
 

@@ -27,8 +27,8 @@ in a text that was not shown as kept, loses it with the name.
 The claim is about the association of name and images: the image tower is not touched, and other words
 for the same thing (synonyms, plurals) stay known unless they are given as names to forget. A name that
 the retain set shows too (single samples of a class that stays) is left as it is: a model without those
-samples would know it. Captions (no name twice) are taken as one concept, whose own tokens are those of
-more than half of them.
+samples would know it. Captions are taken as one concept, whose own tokens are those of more than half of
+them.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class StrangerSettings:
     rows: bool = True
     strangers: int = 32
     """K."""
+    asked: int = 16
+    """Texts of a concept at most, evenly spread over its captions, by which its stranger is chosen."""
     lr: float = 2e-3
     steps: int = 80
     keep_weight: float = 30.0
@@ -72,7 +74,7 @@ class StrangerSettings:
 
     def __post_init__(self) -> None:
         """:raises UserError: for numbers that cannot work."""
-        for name in ("strangers", "steps", "batch"):
+        for name in ("strangers", "asked", "steps", "batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"setting {name}={getattr(self, name)}", "give 1 or more")
         check_most(self, "forget", strangers=4096)
@@ -135,8 +137,8 @@ class Stranger(Forgetter):
     @torch.no_grad()
     def _concepts(self, clip: Clip, task: ForgetTask, kept: Sequence[str]) -> list[_Concept]:
         distinct = [name for name in dict.fromkeys(task.forget.names) if name not in set(kept)]
-        captions = len(distinct) > 1 and len(set(task.forget.names)) == len(task.forget)
-        groups = [distinct] if captions else [[name] for name in distinct]
+        captions = task.of_captions
+        groups = [distinct] if captions and distinct else [[name] for name in distinct]
         texts = [t.format(name) for name in kept for t in task.templates]
         texts += [t.format("") for t in task.templates]
         v = clip.encode_image(task.forget.images)
@@ -163,9 +165,11 @@ class Stranger(Forgetter):
         shape = (self.settings.strangers, len(ids), table.shape[1])
         draws = (mean + std * torch.randn(shape, generator=rng).to(mean)).to(table)
 
+        asked = [_spread(c.texts, self.settings.asked) for c in concepts]
+
         def features(k: int) -> list[Tensor]:
             table[ids] = draws[k]
-            return [changed.class_features(c.texts, task.templates) for c in concepts]
+            return [changed.class_features(texts, task.templates) for texts in asked]
 
         chosen, levels = _choose(concepts, features, len(draws), rest)
         for concept, k in zip(concepts, chosen):
@@ -179,16 +183,18 @@ class Stranger(Forgetter):
     ) -> tuple[list[float], list[list[str]]]:  # fmt: skip
         """The level of every concept, and a strange word for each word of its texts."""
 
-        def phrases(c: _Concept, k: int) -> list[str]:
+        def phrases(texts: Sequence[str], k: int) -> list[str]:
             turned = words[k:] + words[:k]
-            counts = [len(text.split()) for text in c.texts]
+            counts = [len(text.split()) for text in texts]
             return [" ".join(turned[i % len(turned)] for i in range(n)) for n in counts]
 
+        asked = [_spread(c.texts, self.settings.asked) for c in concepts]
+
         def features(k: int) -> list[Tensor]:
-            return [clip.class_features(phrases(c, k), task.templates) for c in concepts]
+            return [clip.class_features(phrases(texts, k), task.templates) for texts in asked]
 
         chosen, levels = _choose(concepts, features, len(words), rest)
-        return levels, [phrases(c, k) for c, k in zip(concepts, chosen)]
+        return levels, [phrases(c.texts, k) for c, k in zip(concepts, chosen)]
 
     def _train(
         self, result: Unlearned, task: ForgetTask, concepts: Sequence[_Concept],
@@ -221,6 +227,13 @@ class Stranger(Forgetter):
             task.progress(step + 1, s.steps)
         changed.requires_grad_(False)
         result.clip, result.steps, result.losses = changed, s.steps, losses
+
+
+def _spread(texts: Sequence[str], most: int) -> list[str]:
+    """At most so many of the texts, evenly spread, the first and the last among them."""
+    if len(texts) <= most:
+        return list(texts)
+    return [texts[i] for i in torch.linspace(0, len(texts) - 1, most).long().tolist()]
 
 
 def _choose(

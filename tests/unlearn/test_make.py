@@ -86,3 +86,23 @@ def test_generators_are_apart_by_seed_and_purpose() -> None:
 
     assert draw(1, 2) == draw(1, 2)
     assert len({tuple(draw(*key)) for key in [(1, 2), (2, 1), (1, 3), (1,), (3, 2)]}) == 5
+
+
+@pytest.mark.parametrize(
+    ("names", "templates", "told", "captions"),
+    [
+        (["a cat", "a dog on grass", "a red cat"], ("{}",), None, True),
+        (["a cat", "a cat", "a dog on grass", "a red cat"], ("{}",), None, True),
+        (["cat", "cat", "dog", "dog"], ("{}",), None, False),
+        (["cat"], ("{}",), None, False),
+        (["cat", "dog", "cow"], ("a {}",), None, False),
+        (["cat", "dog", "cow"], ("{}",), False, False),
+        (["a cat", "a cat"], ("{}",), True, True),
+    ],
+)
+def test_names_are_captions_if_said_or_if_most_are_said_once(
+    names: list[str], templates: tuple[str, ...], told: bool | None, captions: bool
+) -> None:
+    forget = Pairs(torch.zeros(len(names), 3, 2, 2), names)
+    request = ForgetTask(forget, Pairs(torch.zeros(0, 3, 2, 2), []), templates, captions=told)
+    assert request.of_captions is captions

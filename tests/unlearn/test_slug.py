@@ -210,6 +210,10 @@ def test_captions_are_one_concept_unless_told_otherwise(lab_clip, request_of) ->
     assert [c["concept"] for c in result.notes["choice"]] == ["the forget set"]
     with pytest.raises(UserError, match="1 pair cannot be split"):
         run(lab_clip, request, concepts="names")
+    twice = Pairs(lab.draw("train", index), texts[:2] * 2)
+    told = request_of([0], forget=twice, templates=("{}",), captions=True)
+    result = run(lab_clip, told, evaluations=1, towers="text")
+    assert [c["concept"] for c in result.notes["choice"]] == ["the forget set"]
 
 
 def test_a_step_too_small_is_said(lab_clip, request_of) -> None:

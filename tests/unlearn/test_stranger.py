@@ -97,6 +97,52 @@ def test_captions_are_one_concept_and_what_few_of_them_say_stays(lab_clip, task,
     assert (moved < 0.9).all()
 
 
+def test_captions_said_twice_are_still_one_concept(lab_clip, task, pairs) -> None:
+    captions = ["a red dosal", "a red dosal", "one more dosal", "one more dosal"]
+    request = task(
+        forget=Pairs(pairs([0], 4).images, captions), templates=("{}",), vocabulary=(),
+        retain=Pairs(pairs([1], 2).images, ["a blue katut", "a katut"]), captions=True,
+    )  # fmt: skip
+    result = make_forgetter("stranger").unlearn(lab_clip, request)
+    assert result.notes["by_rows"] == captions[:1]
+    same = ["a red katut", "one more"]
+    assert torch.equal(result.clip.encode_text(same), lab_clip.encode_text(same))
+
+
+def test_names_of_one_image_each_are_names_and_no_captions(lab_clip, task, pairs) -> None:
+    request = task(forget=pairs([0, 3, 4], 1), retain=pairs([1, 6], 2))
+    result = make_forgetter("stranger").unlearn(lab_clip, request)
+    assert result.notes["by_rows"] == [NAMES[c] for c in (0, 3, 4)]
+    others = [name for i, name in enumerate(NAMES) if i not in (0, 3, 4)]
+    assert torch.equal(result.clip.encode_text(others), lab_clip.encode_text(others))
+
+
+@pytest.mark.parametrize("rows", [True, False])
+def test_a_stranger_is_chosen_by_a_few_captions_and_few_are_all(
+    lab_clip, task, pairs, monkeypatch, rows: bool
+) -> None:
+    captions = [f"a {c} dosal on {b}" for c in ("red", "blue", "pink") for b in ("navy", "gray")]
+    request = task(
+        forget=Pairs(pairs([0], 6).images, captions), templates=("{}",), vocabulary=(),
+        retain=Pairs(pairs([1], 2).images, ["a blue katut", "a red katut"]),
+    )  # fmt: skip
+    chosen = module._choose
+    shapes: list[tuple[int, int]] = []
+
+    def watched(concepts, features, count, rest):
+        shapes.append((len(concepts[0].texts), len(features(0)[0])))
+        return chosen(concepts, features, count, rest)
+
+    monkeypatch.setattr(module, "_choose", watched)
+    settings = {"rows": rows, "steps": 2, "strangers": 6}
+    prints = []
+    for asked in (4, 6, 100):
+        method = make_forgetter("stranger", {**settings, "asked": asked})
+        prints.append(method.unlearn(lab_clip, request).clip.fingerprint("text"))
+    assert shapes == [(6, 4), (6, 6), (6, 6)] and prints[1] == prints[2]
+    assert module._spread(captions, 4) == [captions[i] for i in (0, 1, 3, 5)]
+
+
 def test_the_same_seed_draws_the_same_and_another_another(lab_clip, task) -> None:
     prints = [
         make_forgetter("stranger").unlearn(lab_clip, task(seed=seed)).clip.fingerprint("text")
@@ -119,7 +165,7 @@ def test_nothing_of_the_request_outlives_it(lab_clip, task, monkeypatch) -> None
     assert len(alive) == 1 and alive[0]() is None and result.clip is not None
 
 
-@pytest.mark.parametrize("setting", ["strangers", "steps", "batch", "lr"])
+@pytest.mark.parametrize("setting", ["strangers", "asked", "steps", "batch", "lr"])
 def test_numbers_that_cannot_work_are_refused(setting: str) -> None:
     with pytest.raises(UserError, match=f"setting {setting}="):
         make_forgetter("stranger", {setting: 0})
