@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clapforget.errors import UserError
+from clapforget.towers import some_blocks, text_length
 
 __all__ = ["Clip", "Tower", "tower_of"]
 
@@ -155,9 +156,18 @@ class Clip(nn.Module):
         """Unit-norm text features [n, d] of token ids [n, L]; differentiable if weights are."""
         if not len(tokens):
             return torch.zeros(0, self.width, device=self.device, dtype=self.dtype)
-        encode: Any = self.model.encode_text
-        parts = [encode(part) for part in tokens.split(batch_size)]
+        parts = [self._text_features(part) for part in tokens.split(batch_size)]
         return F.normalize(torch.cat(parts), dim=-1)
+
+    def _text_features(self, tokens: Tensor) -> Tensor:
+        """As open_clip's [n, d]; where no later token can matter, no token after the longest end
+        is looked at."""
+        encode: Any = self.model.encode_text
+        length = text_length(self.model, tokens)
+        if length is None or length == tokens.shape[1]:
+            return encode(tokens)
+        with some_blocks(self.model, "text", slice(None), None, length):
+            return encode(tokens)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Unit-norm text features [n, d] of n strings."""

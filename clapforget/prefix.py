@@ -11,26 +11,22 @@ anything before the second block; a tower   nothing: each call computes the towe
 of another layout
 ==========================================  =======================================================
 
-Layouts that are known: open_clip's ``VisionTransformer``, ``CLIP`` and ``TextTransformer`` around a
-``Transformer`` with the batch first. A causal text tower that pools at the end token is run up to the
-longest text's end and no further, which changes no feature.
+Layouts that are known: those of :mod:`clapforget.towers`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.model import CLIP
-from open_clip.transformer import TextTransformer, Transformer, VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from clapforget.clip import Clip, Tower, tower_of
+from clapforget.towers import blocks_owner, some_blocks, text_length
 
 __all__ = ["Budget", "Prefix", "blocks_before"]
 
@@ -75,7 +71,7 @@ class Prefix:
         self.skipped = blocks_before(clip, tower, names) if len(inputs) else 0
         """How many blocks come before everything that may change."""
         self._budget = budget or Budget(1024)
-        self._length = _text_length(clip, inputs) if tower == "text" and len(inputs) else None
+        self._length = text_length(clip.model, inputs) if tower == "text" and len(inputs) else None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -128,7 +124,9 @@ class Prefix:
 
     def _before(self, inputs: Tensor) -> Tensor:
         """What enters the first block that may change, [n, L, w]."""
-        with _part(self.clip, self.tower, slice(self.skipped), None, self._length) as part:
+        with some_blocks(
+            self.clip.model, self.tower, slice(self.skipped), None, self._length
+        ) as part:
             _run(self.clip, self.tower, inputs)
         return part.output
 
@@ -136,14 +134,16 @@ class Prefix:
         """Unit features [n, d] from activations [n, L, w]; of an image nothing else is needed."""
         if self.tower == "image":
             inputs = inputs.new_zeros(1, 3, clip.image_size, clip.image_size)
-        with _part(clip, self.tower, slice(self.skipped, None), activations, self._length):
+        with some_blocks(
+            clip.model, self.tower, slice(self.skipped, None), activations, self._length
+        ):
             return F.normalize(_run(clip, self.tower, inputs), dim=-1)
 
 
 def blocks_before(clip: Clip, tower: Tower, changing: Collection[str]) -> int:
     """How many of a tower's blocks come before all the named parameters of that tower; 0 where its
     layout is unknown."""
-    owner = _owner(clip, tower)
+    owner = blocks_owner(clip.model, tower)
     if owner is None:
         return 0
     root = "visual." if tower == "image" else "text." if owner is not clip.model else ""
@@ -158,70 +158,8 @@ def blocks_before(clip: Clip, tower: Tower, changing: Collection[str]) -> int:
     return count
 
 
-def _owner(clip: Clip, tower: Tower) -> Any:
-    """The module whose ``transformer`` does a tower's work; None where the layout is unknown."""
-    model: Any = clip.model
-    owner = model.visual if tower == "image" else clip.text_tower
-    known = isinstance(owner, VisionTransformer if tower == "image" else (CLIP, TextTransformer))
-    transformer = getattr(owner, "transformer", None)
-    batch_first = isinstance(transformer, Transformer) and getattr(
-        transformer, "batch_first", False
-    )
-    return owner if known and batch_first else None
-
-
-def _text_length(clip: Clip, tokens: Tensor) -> int | None:
-    """Tokens up to the longest text's end, where no later one can matter; else None."""
-    owner = _owner(clip, "text")
-    mask = getattr(owner, "attn_mask", None)
-    pool = getattr(owner, "text_pool_type", getattr(owner, "pool_type", ""))
-    pads = getattr(owner, "use_pad_mask", False) or getattr(owner, "cls_emb", None) is not None
-    if pool != "argmax" or pads or mask is None:
-        return None
-    later = torch.ones_like(mask, dtype=torch.bool).triu(1)
-    return int(tokens.argmax(-1).max()) + 1 if mask[later].isneginf().all() else None
-
-
 def _run(clip: Clip, tower: Tower, inputs: Tensor) -> Tensor:
     model: Any = clip.model
     if tower == "text":
         return model.encode_text(inputs)
     return model.encode_image(clip.preprocess(inputs))
-
-
-@contextmanager
-def _part(
-    clip: Clip, tower: Tower, blocks: slice, given: Tensor | None, length: int | None
-) -> Iterator[_Part]:
-    """Inside, only some of a tower's blocks run."""
-    owner = _owner(clip, tower)
-    whole = owner.transformer
-    part = _Part(whole, blocks, given, length)
-    owner.transformer = part
-    try:
-        yield part
-    finally:
-        owner.transformer = whole
-
-
-class _Part(nn.Module):
-    """Some blocks of a transformer in its place, from given activations [n, L, w] or its input."""
-
-    output: Tensor
-
-    def __init__(self, whole: Any, blocks: slice, given: Tensor | None, length: int | None) -> None:
-        super().__init__()
-        self.whole, self.blocks, self.given, self.length = whole, blocks, given, length
-
-    def get_cast_dtype(self) -> torch.dtype:
-        """As of the whole."""
-        return self.whole.get_cast_dtype()
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        x = x[:, : self.length] if self.given is None else self.given
-        if attn_mask is not None and self.length is not None:
-            attn_mask = attn_mask[: self.length, : self.length]
-        for block in self.whole.resblocks[self.blocks]:
-            x = block(x, attn_mask=attn_mask)
-        self.output = x
-        return x

@@ -1,0 +1,98 @@
+"""A tower of CLIP run in parts: some of its blocks, or no further than its texts reach.
+
+Layouts that are known: open_clip's ``VisionTransformer``, ``CLIP`` and ``TextTransformer`` around a
+``Transformer`` with the batch first. A causal text tower that pools at the end token is run up to the
+longest text's end and no further, which changes no feature: no token sees a later one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from open_clip.model import CLIP
+from open_clip.transformer import TextTransformer, Transformer, VisionTransformer
+from torch import Tensor, nn
+
+__all__ = ["blocks_owner", "some_blocks", "text_length"]
+
+
+def blocks_owner(model: Any, tower: str) -> Any:
+    """The module whose ``transformer`` does a tower's work; None where the layout is unknown, or
+    where a subclass, a hook or a replaced forward does more than the blocks do.
+
+    :param model: of open_clip. :param tower: ``image`` or ``text``.
+    """
+    owner = model.visual if tower == "image" else getattr(model, "text", model)
+    transformer = getattr(owner, "transformer", None)
+    known = type(owner) in ((VisionTransformer,) if tower == "image" else (CLIP, TextTransformer))
+    plain = type(transformer) is Transformer and not _changed(transformer)
+    return owner if known and plain and transformer.batch_first else None
+
+
+def _changed(module: nn.Module) -> bool:
+    """Whether calling it does more, or other things, than its class says: hooks, another forward."""
+    hooks = (
+        module._forward_hooks, module._forward_pre_hooks, module._backward_hooks,
+        module._backward_pre_hooks,
+    )  # fmt: skip
+    return any(map(len, hooks)) or "forward" in vars(module)
+
+
+def text_length(model: Any, tokens: Tensor) -> int | None:
+    """Tokens up to the longest text's end, where no later one can matter; else None.
+
+    :param tokens: ids [n, L], n at least 1.
+    """
+    owner = blocks_owner(model, "text")
+    mask = getattr(owner, "attn_mask", None)
+    pool = getattr(owner, "text_pool_type", getattr(owner, "pool_type", ""))
+    pads = getattr(owner, "use_pad_mask", False) or getattr(owner, "cls_emb", None) is not None
+    if pool != "argmax" or pads or mask is None:
+        return None
+    later = torch.ones_like(mask, dtype=torch.bool).triu(1)
+    return int(tokens.argmax(-1).max()) + 1 if mask[later].isneginf().all() else None
+
+
+@contextmanager
+def some_blocks(
+    model: Any, tower: str, blocks: slice, given: Tensor | None, length: int | None
+) -> Iterator[_Part]:
+    """Inside, only some of a tower's blocks run, over the first tokens only where a length is given.
+
+    :param given: what enters the first of these blocks [n, L, w]; None: what the tower makes of its
+        input. :param length: tokens of a text.
+    """
+    owner = blocks_owner(model, tower)
+    whole = owner.transformer
+    part = _Part(whole, blocks, given, length)
+    owner.transformer = part
+    try:
+        yield part
+    finally:
+        owner.transformer = whole
+
+
+class _Part(nn.Module):
+    """Some blocks of a transformer in its place, from given activations [n, L, w] or its input."""
+
+    output: Tensor
+
+    def __init__(self, whole: Any, blocks: slice, given: Tensor | None, length: int | None) -> None:
+        super().__init__()
+        self.whole, self.blocks, self.given, self.length = whole, blocks, given, length
+
+    def get_cast_dtype(self) -> torch.dtype:
+        """As of the whole."""
+        return self.whole.get_cast_dtype()
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        x = x[:, : self.length] if self.given is None else self.given
+        if attn_mask is not None and self.length is not None:
+            attn_mask = attn_mask[: self.length, : self.length]
+        for block in self.whole.resblocks[self.blocks]:
+            x = block(x, attn_mask=attn_mask)
+        self.output = x
+        return x
