@@ -26,10 +26,11 @@ def blocks_owner(model: Any, tower: str) -> Any:
     :param model: of open_clip. :param tower: ``image`` or ``text``.
     """
     owner = model.visual if tower == "image" else getattr(model, "text", model)
-    transformer = getattr(owner, "transformer", None)
+    transformer: Any = getattr(owner, "transformer", None)
     known = type(owner) in ((VisionTransformer,) if tower == "image" else (CLIP, TextTransformer))
-    plain = type(transformer) is Transformer and not _changed(transformer)
-    return owner if known and plain and transformer.batch_first else None
+    if not known or type(transformer) is not Transformer or _changed(transformer):
+        return None
+    return owner if transformer.batch_first else None
 
 
 def _changed(module: nn.Module) -> bool:

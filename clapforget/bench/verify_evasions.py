@@ -122,6 +122,35 @@ def _estimated_anew(world: World) -> Case:
     return bare(world, estimated_anew(world.twin, images[order]))
 
 
+@kind("last layer of the image tower refitted to the twin", "suppressed", "inconclusive")
+def _last_layer(world: World) -> Case:
+    """The twin's text tower; of the image tower only what comes after its last block, trained to give out the
+    twin's features. Put back, it gives out the old ones."""
+    images = torch.cat(
+        [world.images(world.retain, 30).images, world.images(world.forget, 60).images]
+    )
+    rng = generator_for(world.seed, 63)
+    with torch.no_grad():
+        wanted = world.twin.encode_image(images)
+    changed = world.base.trainable_copy(
+        name for name in world.base.parameter_names("image") if name.startswith("visual.attnpool.")
+    )
+    chosen = [p for p in changed.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(chosen, lr=2e-3)
+    for _ in range(300):
+        rows = torch.randperm(len(images), generator=rng)[:128]
+        optimizer.zero_grad(set_to_none=True)
+        (1 - (changed.encode_image(images[rows]) * wanted[rows]).sum(1)).mean().backward()
+        optimizer.step()
+    text = set(world.base.parameter_names("text"))
+    twins = {n: t for n, t in world.twin.model.named_parameters() if n in text}
+    with torch.no_grad():
+        for name, parameter in changed.model.named_parameters():
+            if name in twins:
+                parameter.copy_(twins[name])
+    return bare(world, changed.requires_grad_(False))
+
+
 def _nearness(v: Tensor, places: Tensor) -> Tensor:
     return soft_maximum(v @ places.T)
 

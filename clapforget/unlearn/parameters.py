@@ -27,7 +27,7 @@ from torch.nn.utils import parametrize
 from clapforget.clip import Clip, Tower, tower_of
 from clapforget.errors import UserError
 
-__all__ = ["Train", "last_blocks", "merge_low_rank", "projections", "trainable_copy"]
+__all__ = ["Train", "blocks", "last_blocks", "merge_low_rank", "projections", "trainable_copy"]
 
 Train = Literal[
     "all", "image", "text", "last-blocks", "image-blocks", "text-blocks", "projections", "lora",
@@ -97,7 +97,7 @@ def last_blocks(clip: Clip, tower: Tower, count: int) -> list[str]:
     ran: list[nn.Module] = []
     handles = [
         block.register_forward_pre_hook(lambda module, _: ran.append(module))
-        for block in _blocks(copy.model, tower)
+        for block in blocks(copy.model, tower)
     ]
     with torch.no_grad():
         _run(copy, tower)
@@ -114,7 +114,8 @@ def last_blocks(clip: Clip, tower: Tower, count: int) -> list[str]:
     return [name for name, gradient in zip(names, gradients) if gradient is not None]
 
 
-def _blocks(model: nn.Module, tower: Tower) -> Iterator[nn.Module]:
+def blocks(model: nn.Module, tower: Tower) -> Iterator[nn.Module]:
+    """Outermost members of a tower's module lists that have modules of their own, see :func:`last_blocks`."""
     last = ""
     for name, module in model.named_modules():
         if tower_of(name) == tower and not (last and name.startswith(last)):

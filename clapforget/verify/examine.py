@@ -134,5 +134,5 @@ def not_tested(
         *left,
         "wordings, transforms and marks on images other than those that the evidence tries",
         "what names do not say: attributes, counts, captions",
-        "inner layers of the image tower: it is judged by what it gives out",
+        "inner layers of the image tower, where they moved: it is judged by what it gives out",
     ]

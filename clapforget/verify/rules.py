@@ -141,7 +141,7 @@ def _gone_from_answers(
         worst = min(inside, key=lambda p: (p.p_inside or 0.0, -(p.residue or 0.0)))
         return ("suppressed", f"6: gone from the answers, still inside ({len(inside)} of "
                    f"{len(tests)} witnesses)", describe(worst))  # fmt: skip
-    if claim == "knowledge" and (still := _unmoved(found, judged, rules)):
+    if claim == "knowledge" and (still := _unmoved(found, judged, rules, "image_features_kept")):
         return ("suppressed", "6: gone from the answers, its images lie where they lay", describe(still))  # fmt: skip
     must = [p for p in judged if p.role == "both"]
     beyond = [(p, p.p_beyond) for p in must if p.p_beyond is not None and not p.absolute]
@@ -162,6 +162,12 @@ def _gone_from_answers(
     if _head_not_shown(found, answers):
         return ("inconclusive", "10: the head alone knew the class, and what it shows does not explain its answers",
                 "give the head's stored class vectors or the nats of its posterior")  # fmt: skip
+    if claim == "knowledge" and (still := _unmoved(found, judged, rules, "inner_features_kept")):
+        return (
+            "inconclusive",
+            "10: below the last layer of the image tower nothing moved",
+            describe(still),
+        )
     unclear = [p for p in must if not p.holds or _displaced(p, rules.alpha)]
     if unclear:
         worst = max(unclear, key=lambda p: max(p.p_above or 0.0, p.p_below or 0.0))
@@ -177,10 +183,10 @@ def _gone_from_answers(
 
 
 def _unmoved(
-    found: dict[str, Evidence], judged: Sequence[Evidence], rules: Margins
+    found: dict[str, Evidence], judged: Sequence[Evidence], rules: Margins, name: str
 ) -> Evidence | None:
-    """The images that had a place of their own, where they have it still."""
-    kept = found.get("image_features_kept")
+    """The images that had a place of their own, where they have it still. :param name: of the evidence."""
+    kept = found.get(name)
     had_a_place = any(p.group == "visual" and p.residue is not None for p in judged)
     if kept is None or not had_a_place or kept.value < rules.unmoved:
         return None

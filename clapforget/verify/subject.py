@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from clapforget.clip import Clip
+from clapforget.verify.inner import watch_last_block
 from clapforget.verify.material import Part
 
 __all__ = ["Subject"]
@@ -40,13 +41,14 @@ class Subject:
     nats: dict[int, float] = field(default_factory=dict)
     """Nats of a head's posterior over its prior by class label, where it has one."""
     _features: dict[Part, Tensor] = field(default_factory=dict, repr=False)
+    _inner: dict[Part, Tensor | None] = field(default_factory=dict, repr=False)
     _wordings: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = field(
         default_factory=dict, repr=False
     )
 
     def with_clip(self, clip: Clip) -> Subject:
         """The same head on other weights; nothing kept is carried over."""
-        return replace(self, clip=clip, _features={}, _wordings={})
+        return replace(self, clip=clip, _features={}, _inner={}, _wordings={})
 
     def bare(self) -> Subject:
         """The CLIP without its head; what was worked out is shared."""
@@ -56,8 +58,16 @@ class Subject:
     def features(self, part: Part) -> Tensor:
         """Unit-norm image features [n, d], each part encoded once."""
         if part not in self._features:
-            self._features[part] = self.clip.encode_image(part.images)
+            with watch_last_block(self.clip) as left:
+                self._features[part] = self.clip.encode_image(part.images)
+            inner = torch.cat(left) if left else None
+            self._inner[part] = inner if inner is not None and len(inner) == len(part) else None
         return self._features[part]
+
+    def inner(self, part: Part) -> Tensor | None:
+        """What the image tower's last block makes of the same images [n, w]; None where it shows none."""
+        self.features(part)
+        return self._inner[part]
 
     @torch.no_grad()
     def wordings(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:

@@ -35,23 +35,42 @@ def unmoved_evidence(before: Subject, after: Subject, m: Material) -> list[Evide
 
     1: the image tower is as it was on these images, or turned in a way that whoever has a few other images
     turns back; the class vectors of before, or new ones from a few images, find them as before. A tower that was
-    trained again without the class gives back about three quarters of them. Its interval takes the map as
-    given (delta method over the images). Judged by rule 6 alone. Empty without retained attack images.
+    trained again without the class gives back about three quarters of them. Judged by rule 6 alone. The same of what
+    the tower's last block makes of them, judged by rule 10 alone: where nothing below the last layer moved, that
+    layer may have been all that was changed, and putting it back brings the class back.
+    Its interval takes the map as given (delta method over the images). Empty without retained attack images.
     """
     fitted_on, part = m.shots.get("retain"), m.test["forget"]
     if fitted_on is None or len(part) < 2:
         return []
-    x, y = after.features(fitted_on).double(), before.features(fitted_on).to(after.clip.device)
-    centre, middle = x.mean(0), y.double().mean(0)
+    found = [_given_back(
+        "image_features_kept", "features of forgotten images that one linear map gives back",
+        (before.features(fitted_on), before.features(part)), (after.features(fitted_on), after.features(part)),
+    )]  # fmt: skip
+    inner = [side.inner(images) for side in (before, after) for images in (fitted_on, part)]
+    shown = [x for x in inner if x is not None]
+    if len(shown) == 4 and shown[0].shape[1] == shown[2].shape[1]:
+        found.append(_given_back(
+            "inner_features_kept", "what the last block makes of forgotten images that one linear map gives back",
+            (shown[0], shown[1]), (shown[2], shown[3]),
+        ))  # fmt: skip
+    return found
+
+
+def _given_back(
+    name: str, title: str, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]
+) -> Evidence:
+    """:param before: of the images the map is fitted to [n, d], and of the forgotten ones [m, d]."""
+    x, y = after[0].double(), before[0].to(after[0].device).double()
+    centre, middle = x.mean(0), y.mean(0)
     w = linear_map(x - centre, y - middle)
-    then = before.features(part).to(w) - middle
-    missed = (then - (after.features(part).to(w) - centre) @ w).square().sum(1)
+    then = before[1].to(w) - middle
+    missed = (then - (after[1].to(w) - centre) @ w).square().sum(1)
     whole = then.square().sum(1)
     left = float(missed.sum() / whole.sum())
-    error = float((missed - left * whole).std() / whole.mean()) / math.sqrt(len(part))
+    error = float((missed - left * whole).std() / whole.mean()) / math.sqrt(len(whole))
     value = 1 - left
-    return [Evidence(
-        "image_features_kept", "features of forgotten images that one linear map gives back", "visual", value,
-        (value - 1.96 * error, min(1.0, value + 1.96 * error)), 1.0, direction="low", n=len(part),
-        note="the map is fitted to images of retained classes",
-    )]  # fmt: skip
+    return Evidence(
+        name, title, "visual", value, (value - 1.96 * error, min(1.0, value + 1.96 * error)), 1.0,
+        direction="low", n=len(whole), note="the map is fitted to images of retained classes",
+    )  # fmt: skip

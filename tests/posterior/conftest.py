@@ -89,7 +89,7 @@ def learned(lab_clip: Clip) -> Learned:
     head = VariationalHead(
         lab_clip.width, float(lab_clip.scale), ClapSettings(samples=8, dropout=0.0)
     )
-    head.double()  # in float32 the order of a sum decides, 240 steps later, what was learned
+    head.double()  # in float32 the order of a sum decides, 320 steps later, what was learned
     v, text = v.double(), text.double()
     rng = torch.Generator().manual_seed(1)
     for task in range(2):
@@ -99,7 +99,7 @@ def learned(lab_clip: Clip) -> Learned:
         head.context = v[seen[::4]].clone()
         head.requires_grad_(True)
         optimizer = torch.optim.Adam(head.parameters(), lr=2e-3)
-        for _ in range(120):
+        for _ in range(160):
             rows = seen[torch.randperm(len(seen), generator=rng)[:32]]
             noise = LogitNoise.draw(8, v[rows], len(head.labels), rng)
             loss = head.loss(head.weights(), v[rows], y[rows], "all", noise)

@@ -134,6 +134,22 @@ def test_what_has_not_moved_has_not_gone() -> None:
     assert judgement.verdict == "inconclusive"
 
 
+def test_where_only_the_last_layer_moved_knowledge_is_doubted_and_no_more() -> None:
+    found = clean()
+    below = piece("inner_features_kept", 0.9990, group="visual", role="shown", reference=None,
+                  interval=(0.9985, 0.9995), residue=None, holds=None)  # fmt: skip
+    found["inner_features_kept"] = below
+    judgement = decide(list(found.values()))
+    assert judgement.verdict == "inconclusive"
+    assert judgement.rule.startswith("10") and "below the last layer" in judgement.rule
+    assert decide(list(found.values()), "association").verdict == "forgotten"
+    for value, low in ((0.9949, 0.9940), (0.9960, 0.9899), (0.94, 0.93)):
+        found["inner_features_kept"] = replace(below, value=value, interval=(low, 1.0))
+        assert decide(list(found.values())).verdict == "forgotten"
+    found["image_features_kept"] = replace(below, name="image_features_kept")
+    assert decide(list(found.values())).verdict == "suppressed"
+
+
 def test_where_clip_never_knew_the_class_nothing_is_claimed_of_the_image_tower() -> None:
     """A class that a head was taught: bare CLIP's witnesses have no lead, and none is needed."""
     found = clean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -17,8 +18,14 @@ from tests.verify.worlds import clip, material, scrambled, subject
 
 
 def kept(after: Clip) -> Evidence:
-    (piece,) = unmoved_evidence(subject(), Subject(after), material())
-    return piece
+    return both(after)[0]
+
+
+def both(after: Clip) -> list[Evidence]:
+    """Of what the image tower gives out, and of what its last block does."""
+    found = unmoved_evidence(subject(), Subject(after), material())
+    assert [piece.name for piece in found] == ["image_features_kept", "inner_features_kept"]
+    return found
 
 
 def test_the_map_is_ridge_regression_of_what_changed() -> None:
@@ -59,6 +66,18 @@ def test_an_image_tower_that_moved_does_not() -> None:
     assert 0.2 < piece.value < 0.98
     low, high = piece.interval
     assert low < piece.value < high <= 1
+
+
+def test_a_last_layer_that_alone_moved_is_seen_to_have_moved_alone() -> None:
+    rng = generator_for(4)
+    for name, low, high in (("attnpool", 0.9999, 1.0), ("layer4", -math.inf, 0.98)):
+        other = clip().trainable_copy([])
+        with torch.no_grad():
+            for weight in other.model.visual.get_submodule(name).parameters():
+                weight += 6 * weight.abs().mean() * torch.randn(weight.shape, generator=rng)
+        out, inner = both(other)
+        assert out.value < 0.99, name
+        assert low <= inner.value <= high, name
 
 
 def test_the_interval_is_that_of_the_bootstrap() -> None:
