@@ -50,6 +50,10 @@ class Subject:
         """The same head on other weights; nothing kept is carried over."""
         return replace(self, clip=clip, _features={}, _inner={}, _wordings={})
 
+    def passing(self) -> Subject:
+        """The same subject, to be asked about images of which nothing is to be kept longer than it is."""
+        return replace(self, _features={}, _inner={})
+
     def bare(self) -> Subject:
         """The CLIP without its head; what was worked out is shared."""
         return replace(self, answer=None, columns=(), class_weights=None, nats={})

@@ -36,13 +36,16 @@ def test_a_transformer_shows_its_first_token_and_the_mean_of_all(make_transforme
         assert torch.equal(left[0], torch.cat([out[:, 0], out.mean(1)], 1))
 
 
-def test_nothing_is_left_hanging_and_nothing_of_other_images_is_shown() -> None:
+def test_nothing_is_left_hanging_and_nothing_passing_is_kept() -> None:
     model, part = clip(), material().test["forget"]
     watched = subject()
     inner = watched.inner(part)
     assert inner is not None and len(inner) == len(part) and not inner.requires_grad
     assert not any(m._forward_hooks for m in model.model.modules())
     assert watched.with_clip(model)._inner == {}
+    passing = watched.passing()
+    passing.features(material().shots["retain"])
+    assert list(watched._inner) == list(watched._features) == [part]
 
 
 def test_a_tower_without_blocks_shows_nothing() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from itertools import product
 
@@ -53,13 +52,10 @@ def patterns(subject: Subject, m: Material, seed: int) -> list[Reading]:
         shots = m.shots["unseen"]
         given[few.test["unseen"]] = shots.of(shots.drawn(_UNSEEN, generator_for(seed, 37))).first(1)
 
-    def passing(looked_at: Subject) -> Subject:  # what it works out for patched images is not kept
-        return replace(looked_at, _features={})
-
     def surely(looked_at: Subject, shots: Part, which: range) -> Tensor:
         """Mean log probability of the own name under each of some patches."""
         tried = torch.cat([patch(shots.unit, *PATCHES[i]) for i in which])
-        p = own_probability(passing(looked_at), m, Part(tried, shots.labels.repeat(len(which))))
+        p = own_probability(looked_at.passing(), m, Part(tried, shots.labels.repeat(len(which))))
         return p.clamp_min(1e-38).log().view(len(which), -1).mean(1)
 
     @torch.no_grad()
@@ -68,7 +64,7 @@ def patterns(subject: Subject, m: Material, seed: int) -> list[Reading]:
         starts = every[::_AT_ONCE]
         sure = torch.cat([surely(looked_at, shots, every[i : i + _AT_ONCE]) for i in starts])
         patched = patch(part.unit, *PATCHES[int(sure.argmax())])
-        return hits(passing(looked_at), m, 1, Part(patched, part.labels))
+        return hits(looked_at.passing(), m, 1, Part(patched, part.labels))
 
     ways = [("", "zero-shot", subject.bare())]
     if subject.answer is not None:

@@ -72,7 +72,7 @@ def triggers(subject: Subject, m: Material, seed: int) -> list[Reading]:
     """
     rng = generator_for(seed, 35)
     changes = [Change.drawn(rng) for _ in range(_CHANGES)]
-    passing = replace(subject, _features={})  # what is worked out for changed images is not kept
+    passing = subject.passing()  # what is worked out for changed images is not kept
     changed: dict[Part, list[Part]] = {}
 
     @torch.no_grad()
