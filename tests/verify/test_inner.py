@@ -4,8 +4,9 @@ import torch
 from open_clip.model import CLIP, CustomTextCLIP
 
 from clapforget import lab
+from clapforget.verify import Subject
 from clapforget.verify.inner import watch_last_block
-from tests.verify.worlds import clip, material, subject
+from tests.verify.worlds import clip, material
 
 
 def test_a_residual_tower_shows_the_mean_over_its_last_map() -> None:
@@ -38,7 +39,7 @@ def test_a_transformer_shows_its_first_token_and_the_mean_of_all(make_transforme
 
 def test_nothing_is_left_hanging_and_nothing_passing_is_kept() -> None:
     model, part = clip(), material().test["forget"]
-    watched = subject()
+    watched = Subject(model)
     inner = watched.inner(part)
     assert inner is not None and len(inner) == len(part) and not inner.requires_grad
     assert not any(m._forward_hooks for m in model.model.modules())
