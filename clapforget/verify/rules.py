@@ -27,7 +27,9 @@
 10. **inconclusive**: bare CLIP knew the class, knowledge is claimed to be gone, and no witness could judge
    the image tower; or the head alone knew it, still has a column for it and shows neither a stored class
    vector that answers nor nats of a posterior that its answers bear out (answers alone cannot tell what a
-   head holds back); or a piece whose role
+   head holds back); or knowledge is claimed to be gone, the images had a place of their own and the image
+   tower's last block makes of them what it made (99.5 %, as in rule 6): at most the layer above was changed, and
+   putting it back brings the class back, unless that layer alone knew it; or a piece whose role
    is ``both`` is not shown to be at most the margin above the reference (one-sided test at 5 %; all must
    pass, so no correction); or the place of the images is not shown to be at most the margin beyond it either:
    images that were put where no unseen class lies were put there.
