@@ -26,6 +26,10 @@ def _gaussian(out: Tensor) -> tuple[Tensor, Tensor]:
     return mu, 0.999 * F.softplus(raw) + 0.001
 
 
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
 class _Linear(torch.autograd.Function):
     """``x Wᵀ + b`` for a batch of few rows each. PyTorch's own gradient of W comes out transposed and
     is copied, which costs as much as all the rest of an adapter's step."""
@@ -117,7 +121,7 @@ class StackedGaussianAdapters(nn.Module):
         self.bias = nn.Parameter(torch.zeros(0, 2 * width))
         self.open_weight = nn.Parameter(torch.zeros(0, 2 * width, width))
         self.open_bias = nn.Parameter(torch.zeros(0, 2 * width))
-        self._frozen: tuple[Seen, Tensor] | None = None
+        self._frozen: tuple[Seen, tuple[Tensor, Tensor]] | None = None
 
     @property
     def tasks(self) -> int:
@@ -169,21 +173,24 @@ class StackedGaussianAdapters(nn.Module):
         rows = x.movedim(-2, 0)
         flat = rows.reshape(len(rows), math.prod(x.shape[:-2]), self.width)
         padded = blocks.pad(flat).flatten(1, 2)
-        sizes = [len(self.weight), len(self.open_weight)]
-        closed, opened = padded.split(sizes)
+        closed, opened = padded.split([len(self.weight), len(self.open_weight)])
         parts = [self._closed(x, closed)] if len(closed) else []
         if len(opened):
-            parts.append(_linear(opened, self.open_weight, self.open_bias))
-        out = torch.cat(parts) if len(parts) > 1 else parts[0]
-        out = blocks.unpad(out.unflatten(1, (blocks.size, flat.shape[1])))
-        return _gaussian(out.reshape(*rows.shape[:-1], 2 * self.width).movedim(0, -2))
+            parts.append(_gaussian(_linear(opened, self.open_weight, self.open_bias)))
+        mu, sigma = (
+            blocks.unpad(_joined(part).unflatten(1, (blocks.size, flat.shape[1])))
+            .reshape(rows.shape)
+            .movedim(0, -2)
+            for part in zip(*parts)
+        )
+        return mu, sigma
 
-    def _closed(self, x: Tensor, padded: Tensor) -> Tensor:
-        """The closed tasks' product. In training it is kept while nothing that it is made of trains or
-        has changed: without guidance that is all of a stage 1."""
+    def _closed(self, x: Tensor, padded: Tensor) -> tuple[Tensor, Tensor]:
+        """The closed tasks' latents, [T, n, d] each. In training they are kept while nothing that they
+        are made of trains or has changed: without guidance that is all of a stage 1."""
         made_of = (x, self.weight, self.bias)
         if not self.training or any(part.requires_grad for part in made_of):
-            return _linear(padded, self.weight, self.bias)
+            return _gaussian(_linear(padded, self.weight, self.bias))
         if self._frozen is None or not self._frozen[0].same(*made_of):
-            self._frozen = Seen(*made_of), _linear(padded, self.weight, self.bias)
+            self._frozen = Seen(*made_of), _gaussian(_linear(padded, self.weight, self.bias))
         return self._frozen[1]
