@@ -199,15 +199,21 @@ def test_frozen_tasks_are_worked_out_once_in_training(monkeypatch: pytest.Monkey
     adapters, x, blocks = _fixed()
     wanted = adapters(x, blocks)
     tasks: list[int] = []
-    linear = adapter._linear
+    deviations: list[int] = []
+    linear, gaussian = adapter._linear, adapter._gaussian
 
     def counted(rows: Tensor, *parts: Tensor) -> Tensor:
         tasks.append(len(rows))
         return linear(rows, *parts)
 
+    def counted_gaussian(out: Tensor) -> tuple[Tensor, Tensor]:
+        deviations.append(len(out))
+        return gaussian(out)
+
     monkeypatch.setattr(adapter, "_linear", counted)
+    monkeypatch.setattr(adapter, "_gaussian", counted_gaussian)
     mu, sigma = adapters(x, blocks)
-    assert tasks == [1], "the open task alone"
+    assert tasks == deviations == [1], "the open task alone"
     assert torch.equal(mu, wanted[0]) and torch.equal(sigma, wanted[1])
     adapters.eval()(x, blocks)
     assert tasks == [1, 2, 1], "in evaluation everything"
@@ -216,7 +222,7 @@ def test_frozen_tasks_are_worked_out_once_in_training(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("change", ["weight", "bias", "input", "written"])
 def test_what_was_worked_out_is_not_used_once_it_is_wrong(change: str) -> None:
     adapters, x, blocks = _fixed()
-    before, _ = adapters(x, blocks)
+    before = adapters(x, blocks)
     with torch.no_grad():
         if change == "weight":
             adapters.weight += 1
@@ -226,10 +232,11 @@ def test_what_was_worked_out_is_not_used_once_it_is_wrong(change: str) -> None:
             x = x + 1
         if change == "written":
             x *= 2
-    now, _ = adapters(x, blocks)
-    assert not torch.allclose(now[1], before[1])
+    now = adapters(x, blocks)
+    for kept, anew in zip(before, now):
+        assert not torch.allclose(anew[1], kept[1])
     adapters.eval()
-    torch.testing.assert_close(now, adapters(x, blocks)[0])
+    torch.testing.assert_close(now, adapters(x, blocks))
 
 
 def test_closing_keeps_nothing_that_adapters_said() -> None:
