@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clapforget.errors import UserError
-from clapforget.towers import some_blocks, text_length
+from clapforget.towers import one_query, some_blocks, text_length
 
 __all__ = ["Clip", "Tower", "tower_of"]
 
@@ -145,7 +145,8 @@ class Clip(nn.Module):
         if not len(images):
             return torch.zeros(0, self.width, device=self.device, dtype=self.dtype)
         encode: Any = self.model.encode_image
-        parts = [encode(self.preprocess(part)) for part in images.split(batch_size)]
+        with one_query(self.model):
+            parts = [encode(self.preprocess(part)) for part in images.split(batch_size)]
         return F.normalize(torch.cat(parts), dim=-1)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:

@@ -2,7 +2,8 @@
 
 Layouts that are known: open_clip's ``VisionTransformer``, ``CLIP`` and ``TextTransformer`` around a
 ``Transformer`` with the batch first. A causal text tower that pools at the end token is run up to the
-longest text's end and no further, which changes no feature: no token sees a later one.
+longest text's end and no further, which changes no feature: no token sees a later one. A
+``ModifiedResNet`` that pools by attention asks for its first token alone, the one that it reads.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from open_clip.model import CLIP
+from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
 from open_clip.transformer import TextTransformer, Transformer, VisionTransformer
 from torch import Tensor, nn
 
-__all__ = ["blocks_owner", "some_blocks", "text_length"]
+__all__ = ["blocks_owner", "one_query", "some_blocks", "text_length"]
 
 
 def blocks_owner(model: Any, tower: str) -> Any:
@@ -74,6 +77,49 @@ def some_blocks(
         yield part
     finally:
         owner.transformer = whole
+
+
+@contextmanager
+def one_query(model: Any) -> Iterator[None]:
+    """Inside, open_clip's attention pooling of images asks for the token that it reads, and no more:
+    it works out all tokens' answers and drops all but the first. Features and gradients are the
+    same up to rounding; a pool with a hook, another forward or of another class runs whole.
+    """
+    owner = model.visual
+    pool: Any = getattr(owner, "attnpool", None)
+    if type(owner) is not ModifiedResNet or type(pool) is not AttentionPool2d or _changed(pool):
+        yield
+        return
+    owner.attnpool = _OneQuery(pool)
+    try:
+        yield
+    finally:
+        owner.attnpool = pool
+
+
+class _OneQuery(nn.Module):
+    """``AttentionPool2d``, asked by the mean token alone: [n, w, h, h] to [n, d]."""
+
+    def __init__(self, pool: AttentionPool2d) -> None:
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        pool = self.pool
+        tokens = x.flatten(2).permute(2, 0, 1)
+        tokens = torch.cat([tokens.mean(0, keepdim=True), tokens])
+        tokens = tokens + pool.positional_embedding[:, None].to(tokens.dtype)
+        answer, _ = F.multi_head_attention_forward(
+            tokens[:1], tokens, tokens, tokens.shape[-1], pool.num_heads,
+            in_proj_weight=None,
+            in_proj_bias=torch.cat([pool.q_proj.bias, pool.k_proj.bias, pool.v_proj.bias]),
+            bias_k=None, bias_v=None, add_zero_attn=False, dropout_p=0.0,
+            out_proj_weight=pool.c_proj.weight, out_proj_bias=pool.c_proj.bias,
+            training=pool.training, need_weights=False, use_separate_proj_weight=True,
+            q_proj_weight=pool.q_proj.weight, k_proj_weight=pool.k_proj.weight,
+            v_proj_weight=pool.v_proj.weight,
+        )  # fmt: skip
+        return answer[0]
 
 
 class _Part(nn.Module):

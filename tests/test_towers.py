@@ -8,7 +8,7 @@ from open_clip.transformer import Transformer
 
 from clapforget import lab
 from clapforget.clip import Clip
-from clapforget.towers import blocks_owner, text_length
+from clapforget.towers import blocks_owner, one_query, text_length
 
 TEXTS = ["a dosal", "one small red nosut on a navy background", ""]
 
@@ -82,3 +82,50 @@ def test_whoever_hangs_something_on_the_blocks_is_run_whole(random_clip: Clip) -
     transformer.__class__ = Transformer
     assert blocks_owner(clip.model, "text") is clip.text_tower
     torch.testing.assert_close(clip.encode_tokens(tokens), before)
+
+
+def images_whole(clip: Clip, images: torch.Tensor) -> torch.Tensor:
+    return F.normalize(clip.model.encode_image(clip.preprocess(images)), dim=-1)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_attention_pooling_asked_once_has_the_features_and_gradients_of_the_whole(
+    lab_clip: Clip, training
+) -> None:
+    images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    names = [name for name in lab_clip.parameter_names("image") if "attnpool" in name]
+    clip = lab_clip.trainable_copy(names)
+    clip.model.double().train(training)
+    pool, before = clip.model.visual.attnpool, set(clip.model.state_dict())
+    outs = clip.encode_image(images), images_whole(clip, images)
+    assert clip.model.visual.attnpool is pool and set(clip.model.state_dict()) == before, "put back"
+    assert outs[0].dtype == torch.float64 and (outs[0] - outs[1]).abs().max() < 1e-12
+    weights = torch.randn(outs[0].shape, generator=torch.Generator().manual_seed(2))
+    parameters = [clip.model.get_parameter(name) for name in names]
+    assert len(parameters) == 9
+    both = [torch.autograd.grad((out * weights).sum(), parameters) for out in outs]
+    for name, a, b in zip(names, *both):
+        assert (a - b).norm() <= 1e-9 * b.norm() + 1e-12, name
+
+
+def test_one_query_is_asked_of_the_pool_and_of_no_other(lab_clip: Clip) -> None:
+    clip = lab_clip.trainable_copy([])
+    pool = clip.model.visual.attnpool
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with one_query(clip.model):
+        assert clip.model.visual.attnpool is not pool
+    seen: list[torch.Tensor] = []
+    handle = pool.register_forward_hook(lambda module, args, out: seen.append(out))
+    clip.encode_image(images)
+    assert len(seen) == 1, "a hook sees the pool run"
+    handle.remove()
+    pool.forward = lambda x: x.new_ones(len(x), clip.width)
+    assert (clip.encode_image(images) == clip.width**-0.5).all(), "another forward is kept"
+
+
+def test_an_encoding_that_fails_puts_the_pool_back(lab_clip: Clip) -> None:
+    clip = lab_clip.trainable_copy([])
+    pool = clip.model.visual.attnpool
+    with pytest.raises(RuntimeError), one_query(clip.model):
+        clip.model.encode_image(torch.zeros(1, 4, 32, 32))
+    assert clip.model.visual.attnpool is pool
