@@ -24,8 +24,10 @@ class Blocks:
     size: int
     empty: Tensor
     """True where a group has no row, [G, n]."""
+    full: bool
+    """Whether no group has an empty place."""
     in_order: bool
-    """Whether the rows already stand group by group with none empty: then nothing is copied."""
+    """Whether it is full and the rows already stand group by group: then nothing is copied."""
 
     @classmethod
     def of(cls, group: Tensor, groups: int | None = None) -> Blocks:
@@ -36,7 +38,7 @@ class Blocks:
             ids, group = group.unique(return_inverse=True)
             groups = len(ids)
         if not len(group):
-            return cls(group, groups, 0, group.new_zeros(groups, 0, dtype=torch.bool), False)
+            return cls(group, groups, 0, group.new_zeros(groups, 0, dtype=torch.bool), True, False)
         order = group.argsort(stable=True)
         counts = torch.bincount(group, minlength=groups)
         first = counts.cumsum(0) - counts
@@ -47,7 +49,7 @@ class Blocks:
         empty = torch.arange(size, device=group.device) >= counts[:, None]
         whole = len(group) == groups * size
         in_order = whole and bool((slot == torch.arange(len(slot), device=slot.device)).all())
-        return cls(slot, groups, size, empty, in_order)
+        return cls(slot, groups, size, empty, whole, in_order)
 
     def pad(self, rows: Tensor) -> Tensor:
         """Rows [C, ...] by group, zeros where a group has none: [G, n, ...]."""

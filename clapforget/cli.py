@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from clapforget import __version__
+from clapforget.allocator import keep_freed_memory
 from clapforget.bench.commands import bench
 from clapforget.cli_values import parse_numbers, parse_path, parse_settings, say
 from clapforget.errors import UserError
@@ -21,9 +22,11 @@ from clapforget.writing import check_writable
 
 __all__ = ["app", "main"]
 
-# Before torch is loaded: threads that wait by spinning make a step several times slower as soon as
-# another process wants one of the cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before torch is loaded: threads that spin while they wait make a step ten times slower as soon as
+# another process wants one of the cores; threads that never do must be woken for every operator,
+# which doubles a small step. So they spin for a moment (docs/performance.md).
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -248,6 +251,7 @@ def main() -> None:
     """Entry point: readable errors, exit code 2 for the user's mistakes."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore")
+    keep_freed_memory()
     try:
         code = app(standalone_mode=False)
     except UserError as error:

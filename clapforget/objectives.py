@@ -55,7 +55,8 @@ def language_aware(mean_text: Tensor, mean_latent: Tensor, blocks: Blocks, share
     :param blocks: the classes by task, no task empty. :param share: weights of the rows [C].
     """
     similarity = blocks.pad(mean_text) @ blocks.pad(mean_latent).mT
-    similarity = similarity.masked_fill(blocks.empty[:, None, :], -torch.inf)
+    if not blocks.full:
+        similarity = similarity.masked_fill(blocks.empty[:, None, :], -torch.inf)
     rows = blocks.unpad(similarity.log_softmax(-1).diagonal(dim1=-2, dim2=-1))
     return -(rows * share).sum()
 

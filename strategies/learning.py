@@ -229,9 +229,8 @@ class ClapLearning(FeatureBatches):
         assert self.mb_weights is not None and self.mb_inputs is not None
         weights, top, noise = self.mb_weights, self.mb_top, head.draw(v, self._noise)
         if self.training_settings.elbo == "pyro":
-            latent = weights.mu + weights.sigma * noise.mean_latent
             loss = elbo_loss(head, self.mb_inputs, v, y, self.stage, noise.subset)
-            return loss + regularisers(head, weights, latent, v, self.stage, top)
+            return loss + regularisers(head, weights, noise.mean_latent, v, self.stage, top)
         loss = head.loss(weights, v, y, self.stage, noise, top)
         return loss if head.prompt is None else loss + head.prompt.penalty(v)
 

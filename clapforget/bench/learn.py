@@ -162,8 +162,8 @@ def _loss(
     noise = head.draw(v, rng)
     if not pyro:
         return head.loss(weights, v, y, stage, noise, top)
-    latent = weights.mu + weights.sigma * noise.mean_latent
-    return elbo_loss(head, x, v, y, stage) + regularisers(head, weights, latent, v, stage)
+    beside = regularisers(head, weights, noise.mean_latent, v, stage)
+    return elbo_loss(head, x, v, y, stage) + beside
 
 
 @torch.no_grad()

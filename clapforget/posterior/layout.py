@@ -26,8 +26,10 @@ class StageTerms:
     the others learn. [C]"""
     counting: Tensor
     """Columns with a share."""
-    kl_counting: Tensor
-    """Columns with a KL share."""
+    kl_counting: Tensor | slice
+    """Columns with a KL share: a slice where they are all columns from one on."""
+    within: Tensor | None
+    """Places of ``counting`` among ``kl_counting``; None where they are the same columns."""
     blocks: Blocks | None
     """The columns ``counting`` by task; None where nothing counts."""
 
@@ -73,8 +75,11 @@ def _terms(task: Tensor, retired: Tensor, tasks: int, newest: bool, mean: bool) 
     if mean:
         share = share / max(len(task[counts].unique()), 1)
     kl_share = share + retired
-    rows = counts.nonzero().flatten()
+    rows, kl_rows = counts.nonzero().flatten(), (counts | retired).nonzero().flatten()
+    first = len(task) - len(kl_rows)
+    last = torch.arange(first, len(task), device=task.device)
     return StageTerms(
-        share, kl_share, rows, (counts | retired).nonzero().flatten(),
+        share, kl_share, rows, slice(first, None) if bool((kl_rows == last).all()) else kl_rows,
+        None if len(rows) == len(kl_rows) else counts[kl_rows].nonzero().flatten(),
         Blocks.of(task[rows]) if len(rows) else None,
     )  # fmt: skip

@@ -25,29 +25,26 @@ __all__ = ["divergence", "language_term", "regularisers"]
 
 def divergence(
     head: VariationalHead, weights: ClassWeights, v: Tensor, stage: Stage, subset: Tensor | None,
-    top: TopLatent | None,
+    top: TopLatent | None, near: ClassWeights | None = None,
 ) -> Tensor:  # fmt: skip
     """``Σ_tasks (1/C_t) Σ_c KL(q(z_c) ‖ p(z_c))`` in nats; with a global latent the mean of that over
     its draws, and the mean over classes of its own. The released program, where it is hierarchical,
     averages over draws and adds classes up.
 
     Arguments as :func:`~clapforget.posterior.priors.latent_prior`.
+
+    :param near: the posterior of the columns that count, ``terms.kl_counting``, where it is at hand.
     """
     if head.settings.latent == "point":
         return weights.mu.new_zeros(())
     terms = head.layout.terms[stage]
     rows = terms.kl_counting
     prior = latent_prior(head, v, weights, subset, top)
-    everyone = len(rows) == len(terms.kl_share)
-
-    def counting(part: Tensor) -> Tensor:
-        return part if everyone else part[..., rows, :]
-
-    mu, sigma = counting(weights.mu), counting(weights.sigma)
+    near = weights.take(rows) if near is None else near
     if prior is None:
-        nats = kl_to_prior(mu, sigma)
+        nats = kl_to_prior(near.mu, near.sigma)
     else:
-        nats = kl_gaussians(mu, sigma, counting(prior.mu), counting(prior.sigma))
+        nats = kl_gaussians(near.mu, near.sigma, prior.mu[..., rows, :], prior.sigma[..., rows, :])
     total = (nats * terms.kl_share[rows].to(nats)).sum(-1).mean()
     if top is None:
         return total
@@ -60,20 +57,23 @@ def divergence(
 
 
 def regularisers(
-    head: VariationalHead, weights: ClassWeights, mean_latent: Tensor, v: Tensor, stage: Stage,
-    top: TopLatent | None = None,
+    head: VariationalHead, weights: ClassWeights, noise: Tensor, v: Tensor, stage: Stage,
+    top: TopLatent | None = None, near: ClassWeights | None = None,
 ) -> Tensor:  # fmt: skip
     """``β L_LASP``, and where asked for orthogonality and distillation. Scalar.
 
-    :param mean_latent: z̄, the samples' mean, [C, d]; under a global latent [M_g, C, d].
-    :param v: the batch that guides the classes, [B, d].
+    :param noise: of z̄, the samples' mean, [C, d]; under a global latent [M_g, C, d].
+    :param v: the batch that guides the classes, [B, d]. :param near: as :func:`divergence`.
     """
-    s = head.settings
-    if top is not None:
-        mean_latent = mean_latent.mean(0)
-    total = language_term(head, mean_latent, stage, top)
+    s, terms = head.settings, head.layout.terms[stage]
+    near = weights.take(terms.kl_counting) if near is None else near
+    latent = _mean_latent(near, noise[..., terms.kl_counting, :], top)
+    total = language_term(
+        head, latent if terms.within is None else latent[terms.within], stage, top
+    )
     if s.orthogonality_weight:
-        total = total + s.orthogonality_weight * orthogonality(mean_latent[head.layout.awake])
+        latent = _mean_latent(weights, noise, top)
+        total = total + s.orthogonality_weight * orthogonality(latent[head.layout.awake])
     if s.distillation_weight and head.previous is not None:
         rows = head.previous.columns(head)
         kept = ~head.layout.retired[rows]
@@ -86,16 +86,26 @@ def regularisers(
     return total
 
 
+def _mean_latent(weights: ClassWeights, noise: Tensor, top: TopLatent | None) -> Tensor:
+    """``z̄ = μ + σ ε`` of these columns, averaged over draws of a global latent. [n, d]"""
+    latent = weights.mu + weights.sigma * noise
+    return latent if top is None else latent.mean(0)
+
+
 def language_term(
     head: VariationalHead, mean_latent: Tensor, stage: Stage, top: TopLatent | None = None
 ) -> Tensor:
-    """``β L_LASP`` of the latent means z̄ [C, d], and of the global latent's over all classes."""
+    """``β L_LASP`` of the latent means z̄, and of the global latent's over all classes.
+
+    :param mean_latent: of the columns that count in the stage, [n, d].
+    """
     terms, text = head.layout.terms[stage], head.mean_text
     total = mean_latent.new_zeros(())
     if terms.blocks is not None:
         rows = terms.counting
         share = terms.share[rows].to(mean_latent)
-        total = language_aware(text[rows], mean_latent[rows], terms.blocks, share)
+        text_rows = text[terms.kl_counting] if terms.within is None else text[rows]
+        total = language_aware(text_rows, mean_latent, terms.blocks, share)
     if top is not None:
         everyone = Blocks.of(head.layout.task * 0)
         share = mean_latent.new_full((len(text),), 1 / len(text))

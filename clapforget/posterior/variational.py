@@ -100,16 +100,34 @@ class VariationalHead(GuidedHead):
         :param y: columns of the true classes [B]. :param stage: whose KL and language term count.
         :param noise: see :meth:`draw`. :param top: the global latent, as :meth:`posterior` gave it.
         """
-        mean, std = self.logits(weights, v)
+        near = weights.take(self.layout.terms[stage].kl_counting)
+        mean, std = self._logits(weights, near, v, stage)
         mean = self.shifted(mean, v)
         logits = mean.unsqueeze(-3) + std.unsqueeze(-3) * noise.logits
-        logits = logits.masked_fill(self.retired, -torch.inf).flatten(0, -3)
-        mean_latent = weights.mu + weights.sigma * noise.mean_latent
+        if len(self.layout.awake) < len(self.retired):
+            logits = logits.masked_fill(self.retired, -torch.inf)
+        logits = logits.flatten(0, -3)
         return (
             expected_cross_entropy(logits, y)
-            + self.settings.kl_weight * divergence(self, weights, v, stage, noise.subset, top)
-            + regularisers(self, weights, mean_latent, v, stage, top)
+            + self.settings.kl_weight * divergence(self, weights, v, stage, noise.subset, top, near)
+            + regularisers(self, weights, noise.mean_latent, v, stage, top, near)
         )
+
+    def _logits(
+        self, weights: ClassWeights, near: ClassWeights, v: Tensor, stage: Stage
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`logits`. Where only the newest task's columns, ``near``, have gradients (stage 1 without
+        guidance) the others are worked out without a graph, so that no gradient of all columns is made.
+        """
+        rows = self.layout.terms[stage].kl_counting
+        closed = (weights.x, self.adapters.weight, self.adapters.bias)
+        if stage == "all" or isinstance(rows, Tensor) or any(part.requires_grad for part in closed):
+            return self.logits(weights, v)
+        still = ClassWeights(*(part.detach() for part in weights.take(slice(rows.start))))
+        mean, std = (
+            torch.cat(pair, -1) for pair in zip(self.logits(still, v), self.logits(near, v))
+        )
+        return mean, std
 
     def share(self, stage: Stage) -> Tensor:
         """Weight of each column in sums over classes, [C]; see

@@ -43,7 +43,7 @@ class ClassWeights(NamedTuple):
         """Standard deviation of the logits of image features v [B, d]: [..., B, C]."""
         return _scaled(lambda u: (u.square() @ self.sigma.square().mT).sqrt(), v, scale)
 
-    def take(self, rows: Tensor) -> ClassWeights:
+    def take(self, rows: Tensor | slice) -> ClassWeights:
         """The posterior of some classes only."""
         return ClassWeights(*(part[..., rows, :] for part in self))
 
@@ -91,7 +91,7 @@ class LogitNoise(NamedTuple):
             return torch.randn(shape, generator=generator, device=place, dtype=v.dtype).to(v.device)
 
         logits = normal(samples, len(v), classes)
-        mean = normal(classes, v.shape[1]) / samples**0.5
+        mean = normal(classes, v.shape[1]).div_(samples**0.5)
         rows = None
         if subset:
             order = torch.randperm(len(v), generator=generator, device=generator.device)

@@ -274,8 +274,7 @@ def test_closed_form_pyro_and_loops_are_one(options: dict, stage: str) -> None:
             torch.zeros(1, B, classes).double(), torch.zeros_like(weights.mu), subset
         )
     loss = head.loss(weights, v, y, stage, noise, top)
-    mean_latent = weights.mu + weights.sigma * noise.mean_latent
-    beside = regularisers(head, weights, mean_latent, v, stage, top)
+    beside = regularisers(head, weights, noise.mean_latent, v, stage, top)
 
     terms = by_loops(head, v, y, stage, eps if s.hierarchical else eps.reshape(1, -1, classes, WIDTH),
                      eps_top, subset)  # fmt: skip
