@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import os
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["HEARD", "keep_freed_memory"]
 
 _TRIM, _MMAP = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
 _MIB = 2**20
+HEARD = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
+"""Variables of the environment by which a user has a say of his own."""
 
 
 def keep_freed_memory(kept: int = 256, apart: int = 32) -> bool:
@@ -23,11 +25,9 @@ def keep_freed_memory(kept: int = 256, apart: int = 32) -> bool:
     :param kept: MiB of free memory at the end of the heap that stay with the process.
     :param apart: MiB from which a block is mapped by itself and goes back to the system when freed.
     :returns: whether it was set. It is left alone where the C library is not the GNU one, and where
-        the environment says something of its own (``MALLOC_…`` or ``GLIBC_TUNABLES``, ``LD_PRELOAD``
-        of another allocator included).
+        the environment says something of its own (:data:`HEARD`).
     """
-    said = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
-    if any(os.environ.get(name) for name in said):
+    if any(os.environ.get(name) for name in HEARD):
         return False
     try:
         libc = ctypes.CDLL(None)
@@ -37,6 +37,6 @@ def keep_freed_memory(kept: int = 256, apart: int = 32) -> bool:
         AttributeError,
         OSError,
         TypeError,
-    ):  # TypeError: no main program to look into (Windows)
+    ):  # the last: Windows has no main program to look into
         return False
     return bool(mallopt(_MMAP, apart * _MIB)) and bool(mallopt(_TRIM, kept * _MIB))

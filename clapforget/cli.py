@@ -6,6 +6,13 @@ A user's mistake ends with one line on standard error and exit code 2; nothing i
 from __future__ import annotations
 
 import os
+
+# Before anything that loads torch: threads that spin while they wait make a step ten times slower as
+# soon as another process wants one of the cores; threads that never do must be woken for every
+# operator, which doubles a small step. So they spin for a moment (docs/performance.md).
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 import sys
 import warnings
 from pathlib import Path
@@ -21,12 +28,6 @@ from clapforget.errors import UserError
 from clapforget.writing import check_writable
 
 __all__ = ["app", "main"]
-
-# Before torch is loaded: threads that spin while they wait make a step ten times slower as soon as
-# another process wants one of the cores; threads that never do must be woken for every operator,
-# which doubles a small step. So they spin for a moment (docs/performance.md).
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from clapforget.allocator import keep_freed_memory
+from clapforget.allocator import HEARD, keep_freed_memory
 
 _GNU = hasattr(ctypes.CDLL(None), "gnu_get_libc_version") if os.name == "posix" else False
 
@@ -43,8 +43,7 @@ print(json.dumps([said, lives(20), lives(200)]))
 
 
 def _probe(*words: str, **environment: str) -> str:
-    said = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
-    clean = {name: value for name, value in os.environ.items() if name not in said}
+    clean = {name: value for name, value in os.environ.items() if name not in HEARD}
     here = Path(__file__).parents[1]
     out = subprocess.run(
         [sys.executable, "-c", _PROBE, *words], env=clean | environment, cwd=here,
@@ -80,12 +79,7 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
         def mallopt(self, *_: int) -> int:
             raise AssertionError("not to be called")
 
-    for name in (
-        "MALLOC_TRIM_THRESHOLD_",
-        "MALLOC_MMAP_THRESHOLD_",
-        "GLIBC_TUNABLES",
-        "LD_PRELOAD",
-    ):
+    for name in HEARD:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: Other())
     assert keep_freed_memory() is False

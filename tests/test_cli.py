@@ -406,3 +406,32 @@ def test_a_mistake_is_one_line_and_exit_code_two_in_a_process_too(
 def test_the_default_forgetter_is_the_librarys() -> None:
     """Named on the command line too, which must not load PyTorch to say it."""
     assert inspect.signature(cli.run).parameters["forgetter"].default == DEFAULT_FORGETTER
+
+
+_AS_TORCH_LOADS = """
+import os, sys
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print(os.environ.get("GOMP_SPINCOUNT"))
+            sys.meta_path.remove(self)
+
+sys.meta_path.insert(0, Watch())
+import clapforget.cli
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_threads_hear_how_long_to_spin_before_torch_is_loaded(said: dict, wanted: str) -> None:
+    """The OpenMP library reads its environment once, as it is loaded."""
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    clean = {name: value for name, value in os.environ.items() if name not in names}
+    out = subprocess.run(
+        [sys.executable, "-c", _AS_TORCH_LOADS], env=clean | said, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert out.stdout.strip() == wanted

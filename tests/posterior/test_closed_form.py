@@ -134,6 +134,27 @@ def test_the_closed_form_is_the_loop_in_weight_space(make, features, sizes, reti
         )
 
 
+@pytest.mark.parametrize(("sizes", "retired"), CASES)
+def test_columns_that_stand_still_change_nothing_without_a_graph(
+    make, features, sizes, retired
+) -> None:
+    """Stage 1 without guidance: the same loss and gradients as with a graph of all columns."""
+    head = make(sizes, retired, guidance="none")
+    v, y = batch(head, features)
+    noise = head.draw(v, torch.Generator().manual_seed(3))
+    found = []
+    for whole in (True, False):
+        head.requires_grad_(True)
+        if not whole:
+            head.train_only("newest")
+        loss = head.loss(head.weights(), v, y, "newest", noise)
+        newest = (head.adapters.open_weight, head.adapters.open_bias)
+        found.append((loss, *torch.autograd.grad(loss, newest)))
+    assert found[0][1].abs().max() > 1e-6
+    for left, right in zip(*found, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-11, atol=1e-12)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(("sizes", "retired"), CASES)
 def test_the_closed_form_is_the_pyro_elbo(make, features, sizes, retired, stage) -> None:
