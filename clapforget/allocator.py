@@ -33,10 +33,6 @@ def keep_freed_memory(kept: int = 256, apart: int = 32) -> bool:
         libc = ctypes.CDLL(None)
         libc.gnu_get_libc_version  # noqa: B018  other libraries have a mallopt that means less
         mallopt = libc.mallopt
-    except (
-        AttributeError,
-        OSError,
-        TypeError,
-    ):  # the last: Windows has no main program to look into
+    except (AttributeError, OSError, TypeError):  # TypeError: Windows, where None opens nothing
         return False
     return bool(mallopt(_MMAP, apart * _MIB)) and bool(mallopt(_TRIM, kept * _MIB))
