@@ -8,6 +8,7 @@ self-attention is one entry of a batched product, so that no score is made only 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -124,18 +125,34 @@ class VisualGuidedAttention(nn.Module):
             return self._answer(asked, context).to(asked.dtype)
 
     def _answer(self, asked: Tensor, context: Tensor) -> Tensor:
-        layer, block = self.layer, self.layer.multihead_attn
-        d = asked.shape[-1]
-        ask_weight, answer_weight = block.in_proj_weight.split([d, 2 * d])
-        ask_bias, answer_bias = block.in_proj_bias.split([d, 2 * d])
-        q = _split(F.linear(asked, ask_weight, ask_bias), self.heads)
-        k, v = F.linear(context, answer_weight, answer_bias).chunk(2, -1)
-        k, v = _split(k, self.heads), _split(v, self.heads)
-        q = q.expand(*k.shape[:-2], *q.shape[-2:])
-        mixed = _merge(F.scaled_dot_product_attention(q, k, v, dropout_p=self._dropout))
-        x = layer.norm2(asked + layer.dropout2(block.out_proj(mixed)))
+        layer = self.layer
+        x = layer.norm2(asked + layer.dropout2(self._look(asked, context)))
         hidden = layer.dropout(F.gelu(layer.linear1(x)))
         return layer.norm3(x + layer.dropout3(layer.linear2(hidden)))
+
+    def _look(self, asked: Tensor, context: Tensor) -> Tensor:
+        """Cross-attention of queries [Q, d] to images [..., K, d]: [..., Q, d].
+
+        With ``q = W_q x + b_q``, ``k = W_k y + b_k`` a score is ``q·k = x·(W_qᵀ k) + b_q·k``, and what an
+        image answers goes through ``W_o`` before the sum over images as well as after it. So where images
+        are fewer than queries, as in training, both projections are made of the images.
+        """
+        block, (n, d), k = self.layer.multihead_attn, asked.shape, context.shape[-2]
+        contexts, extra = math.prod(context.shape[:-2]), 2 * n * k * (self.heads - 1)
+        w_q, w_kv = block.in_proj_weight.split([d, 2 * d])
+        b_q, b_kv = block.in_proj_bias.split([d, 2 * d])
+        keys, values = (_split(part, self.heads) for part in F.linear(context, w_kv, b_kv).chunk(2, -1))
+        if contexts * (2 * k * d + extra) < (1 + contexts) * n * d:
+            keys = keys / math.sqrt(d / self.heads)
+            offset = keys @ b_q.view(self.heads, -1, 1)  # [..., heads, K, 1]
+            scores = asked @ (keys @ w_q.view(self.heads, -1, d)).mT + offset.mT
+            sure = F.dropout(scores.softmax(-1), self._dropout, self.training)
+            answers = values @ block.out_proj.weight.view(d, self.heads, -1).permute(1, 2, 0)
+            return (sure @ answers).sum(-3) + block.out_proj.bias
+        q = _split(F.linear(asked, w_q, b_q), self.heads)
+        q = q.expand(*keys.shape[:-2], *q.shape[-2:])
+        mixed = F.scaled_dot_product_attention(q, keys, values, dropout_p=self._dropout)
+        return block.out_proj(_merge(mixed))
 
     def _precision(self, like: Tensor) -> torch.autocast:
         return torch.autocast(like.device.type, torch.bfloat16, enabled=self._rounds)

@@ -227,7 +227,7 @@ class ClapLearning(FeatureBatches):
             assert self.mb_logits is not None
             return head.loss(self.mb_logits, v, y)
         assert self.mb_weights is not None and self.mb_inputs is not None
-        weights, top, noise = self.mb_weights, self.mb_top, head.draw(v, self._noise)
+        weights, top, noise = self.mb_weights, self.mb_top, head.draw(v, self.stage, self._noise)
         if self.training_settings.elbo == "pyro":
             loss = elbo_loss(head, self.mb_inputs, v, y, self.stage, noise.subset)
             return loss + regularisers(head, weights, noise.mean_latent, v, self.stage, top)

@@ -130,6 +130,37 @@ def test_several_contexts_are_answered_as_one_by_one() -> None:
         torch.testing.assert_close(out, attention(text, context, groups))
 
 
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("images", [1, 3, 40])
+@pytest.mark.parametrize("contexts", [(), (2,), (2, 3)])
+def test_it_is_torchs_layer_whichever_side_the_projections_are_made_on(
+    heads: int, images: int, contexts: tuple[int, ...]
+) -> None:
+    """Values and all gradients, with images fewer than the classes and more of them."""
+    torch.manual_seed(0)
+    attention = VisualGuidedAttention(WIDTH, heads, feedforward=32, dropout=0.0).double()
+    for bias in (attention.layer.multihead_attn.in_proj_bias, attention.layer.multihead_attn.out_proj.bias):
+        torch.nn.init.normal_(bias)  # zero as they are made
+    group = torch.tensor([0, 1, 0, 2, 1, 0, 2])
+    text = texts(7).mean(1).double()
+    context = torch.randn(*contexts, images, WIDTH, dtype=torch.double)
+    flat = context.reshape(-1, images, WIDTH)
+    found = []
+    for way in (
+        lambda: attention(text, context, Groups.of(group)),
+        lambda: attention.layer(
+            text.expand(len(flat), -1, -1), flat, tgt_mask=block_mask(group)
+        ).reshape(*contexts, 7, WIDTH),
+    ):
+        attention.zero_grad(set_to_none=True)
+        out = way()
+        out.pow(3).sum().backward()
+        found.append((out, {name: p.grad for name, p in attention.named_parameters()}))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    for name, grad in found[1][1].items():
+        torch.testing.assert_close(found[0][1][name], grad, msg=lambda text, name=name: f"{name}: {text}")
+
+
 def test_dropout_is_where_torch_has_it() -> None:
     """With every unit dropped, what is left is the residual path: the same in both."""
     torch.manual_seed(0)

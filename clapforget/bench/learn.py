@@ -159,7 +159,7 @@ def _loss(
     """The fast path's loss, or the vectorised ELBO and the terms beside it."""
     x = head.inputs(v) if guidance is None else head.text + guidance
     weights, top = head.posterior(x)
-    noise = head.draw(v, rng)
+    noise = head.draw(v, stage, rng)
     if not pyro:
         return head.loss(weights, v, y, stage, noise, top)
     beside = regularisers(head, weights, noise.mean_latent, v, stage)

@@ -99,7 +99,7 @@ def plain_learning(strategy: ClapForget, experience: Any) -> VariationalHead:
                 optimizer.zero_grad()
                 noise_above = head.top_noise(rng)
                 weights, top = head.posterior(head.inputs(v), noise_above)
-                head.loss(weights, v, head.columns(y), stage, head.draw(v, rng), top).backward()
+                head.loss(weights, v, head.columns(y), stage, head.draw(v, stage, rng), top).backward()
                 optimizer.step()
                 schedule.step()
 

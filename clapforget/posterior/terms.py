@@ -62,16 +62,17 @@ def regularisers(
 ) -> Tensor:  # fmt: skip
     """``β L_LASP``, and where asked for orthogonality and distillation. Scalar.
 
-    :param noise: of z̄, the samples' mean, [C, d]; under a global latent [M_g, C, d].
+    :param noise: of z̄, the samples' mean, as :class:`~clapforget.posterior.LogitNoise` has it.
     :param v: the batch that guides the classes, [B, d]. :param near: as :func:`divergence`.
     """
     s, terms = head.settings, head.layout.terms[stage]
     near = weights.take(terms.kl_counting) if near is None else near
-    latent = _mean_latent(near, noise[..., terms.kl_counting, :], top)
+    every = s.orthogonality_weight > 0
+    latent = _mean_latent(near, noise[..., terms.kl_counting, :] if every else noise, top)
     total = language_term(
         head, latent if terms.within is None else latent[terms.within], stage, top
     )
-    if s.orthogonality_weight:
+    if every:
         latent = _mean_latent(weights, noise, top)
         total = total + s.orthogonality_weight * orthogonality(latent[head.layout.awake])
     if s.distillation_weight and head.previous is not None:

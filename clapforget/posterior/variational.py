@@ -83,12 +83,18 @@ class VariationalHead(GuidedHead):
         if self.tokens is not None:
             self.tokens.close()
 
-    def draw(self, v: Tensor, generator: torch.Generator) -> LogitNoise:
-        """Fresh noise for a loss on the batch v [B, d]."""
+    def draw(self, v: Tensor, stage: Stage, generator: torch.Generator) -> LogitNoise:
+        """Fresh noise for a stage's loss on the batch v [B, d]."""
         s = self.settings
-        rows = -int(-s.prior_context * len(v) // 1) if s.prior == "neural-process" else 0
+        part = -int(-s.prior_context * len(v) // 1) if s.prior == "neural-process" else 0
         top = s.top_samples if s.hierarchical else 0
-        return LogitNoise.draw(s.draws, v, len(self.labels), generator, top, rows)
+        read = len(self.task[self.mean_columns(stage)])
+        return LogitNoise.draw(s.draws, v, len(self.labels), read, generator, top, part)
+
+    def mean_columns(self, stage: Stage) -> Tensor | slice:
+        """The columns whose samples' mean z̄ a term of a stage's loss reads."""
+        every = self.settings.orthogonality_weight > 0
+        return slice(None) if every else self.layout.terms[stage].kl_counting
 
     def loss(
         self, weights: ClassWeights, v: Tensor, y: Tensor, stage: Stage, noise: LogitNoise,

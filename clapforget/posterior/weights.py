@@ -71,18 +71,20 @@ class LogitNoise(NamedTuple):
     """Standard normals of the logits, [M, B, C]; with M_g draws of a global latent
     [M_g, M, B, C]."""
     mean_latent: Tensor
-    """Noise of z̄, the samples' mean: [C, d] or [M_g, C, d], of variance 1/M."""
+    """Noise of z̄, the samples' mean, of variance 1/M: [n, d] or [M_g, n, d], of the n columns that
+    :meth:`~clapforget.posterior.VariationalHead.mean_columns` names."""
     subset: Tensor | None = None
     """Rows of the batch that guide a neural-process prior."""
 
     @classmethod
     def draw(
-        cls, samples: int, v: Tensor, classes: int, generator: torch.Generator,
+        cls, samples: int, v: Tensor, classes: int, read: int, generator: torch.Generator,
         top: int = 0, subset: int = 0,
     ) -> LogitNoise:  # fmt: skip
         """Fresh noise for a batch v [B, d].
 
-        :param top: draws M_g of a global latent, 0 without one. :param subset: rows to choose.
+        :param read: columns whose mean latent is read. :param top: draws M_g of a global latent, 0
+            without one. :param subset: rows to choose.
         """
 
         def normal(*shape: int) -> Tensor:
@@ -91,7 +93,7 @@ class LogitNoise(NamedTuple):
             return torch.randn(shape, generator=generator, device=place, dtype=v.dtype).to(v.device)
 
         logits = normal(samples, len(v), classes)
-        mean = normal(classes, v.shape[1]).div_(samples**0.5)
+        mean = normal(read, v.shape[1]).div_(samples**0.5)
         rows = None
         if subset:
             order = torch.randperm(len(v), generator=generator, device=generator.device)
@@ -100,12 +102,13 @@ class LogitNoise(NamedTuple):
 
     @classmethod
     def from_latent(
-        cls, eps: Tensor, v: Tensor, sigma: Tensor, subset: Tensor | None = None
-    ) -> LogitNoise:
+        cls, eps: Tensor, v: Tensor, sigma: Tensor, read: Tensor | slice, subset: Tensor | None = None,
+    ) -> LogitNoise:  # fmt: skip
         """The same noise as draws ``z = μ + σ ε`` in weight space would make.
 
         :param eps: [M, C, d], or [M_g, M, C, d] with sigma [M_g, C, d].
+        :param read: columns whose mean latent is read.
         """
         norm = (v.square() @ sigma.square().mT).sqrt()
         logits = torch.einsum("bd,...mcd->...mbc", v, sigma.unsqueeze(-3) * eps)
-        return cls(logits / norm.unsqueeze(-3), eps.mean(-3), subset)
+        return cls(logits / norm.unsqueeze(-3), eps.mean(-3)[..., read, :], subset)

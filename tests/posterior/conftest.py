@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clapforget import lab
 from clapforget.clip import Clip
-from clapforget.posterior import ClapSettings, LogitNoise, VariationalHead
+from clapforget.posterior import ClapSettings, VariationalHead
 
 WIDTH = 16
 
@@ -101,7 +101,7 @@ def learned(lab_clip: Clip) -> Learned:
         optimizer = torch.optim.Adam(head.parameters(), lr=2e-3)
         for _ in range(160):
             rows = seen[torch.randperm(len(seen), generator=rng)[:32]]
-            noise = LogitNoise.draw(8, v[rows], len(head.labels), rng)
+            noise = head.draw(v[rows], "all", rng)
             loss = head.loss(head.weights(), v[rows], y[rows], "all", noise)
             optimizer.zero_grad()
             loss.backward()

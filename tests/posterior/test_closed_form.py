@@ -122,7 +122,7 @@ def test_the_closed_form_is_the_loop_in_weight_space(make, features, sizes, reti
     eps = torch.randn(6, sum(sizes), head.width, dtype=torch.double)
     wanted = sum(naive_loss(head, v, y, stage, eps))
     weights = head.weights()
-    loss = head.loss(weights, v, y, stage, LogitNoise.from_latent(eps, v, weights.sigma))
+    loss = head.loss(weights, v, y, stage, LogitNoise.from_latent(eps, v, weights.sigma, head.mean_columns(stage)))
     torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=1e-7)
     parameters = [p for p in head.parameters() if p.numel()]
     ours = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -141,7 +141,7 @@ def test_columns_that_stand_still_change_nothing_without_a_graph(
     """Stage 1 without guidance: the same loss and gradients as with a graph of all columns."""
     head = make(sizes, retired, guidance="none")
     v, y = batch(head, features)
-    noise = head.draw(v, torch.Generator().manual_seed(3))
+    noise = head.draw(v, "newest", torch.Generator().manual_seed(3))
     found = []
     for whole in (True, False):
         head.requires_grad_(True)
@@ -167,7 +167,7 @@ def test_the_closed_form_is_the_pyro_elbo(make, features, sizes, retired, stage)
     z = recorder.seen["z"].reshape(6, sum(sizes), head.width)
     eps = (z - weights.mu) / weights.sigma
     assert eps.std() > 0.5, "no noise was drawn"
-    loss = head.loss(weights, v, y, stage, LogitNoise.from_latent(eps, v, weights.sigma))
+    loss = head.loss(weights, v, y, stage, LogitNoise.from_latent(eps, v, weights.sigma, head.mean_columns(stage)))
     without_language = loss - language_term(
         head, z.mean(0)[head.layout.terms[stage].counting], stage
     )
@@ -188,7 +188,7 @@ def test_single_precision_is_close_enough(make, features) -> None:
     wanted = sum(naive_loss(head, v, y, "all", eps)).item()
     head.float()
     weights = head.weights()
-    noise = LogitNoise.from_latent(eps.float(), v.float(), weights.sigma)
+    noise = LogitNoise.from_latent(eps.float(), v.float(), weights.sigma, slice(None))
     loss = head.loss(weights, v.float(), y, "all", noise)
     assert loss.item() == pytest.approx(wanted, rel=1e-4)
 
@@ -209,18 +209,18 @@ def test_local_noise_has_the_marginals_of_weight_noise(make, features) -> None:
 
 def test_drawn_noise_is_standard_and_its_mean_latent_shrinks_with_samples(features) -> None:
     v, rng = features(50), torch.Generator().manual_seed(0)
-    noise = LogitNoise.draw(16, v, 40, rng)
-    assert noise.logits.shape == (16, 50, 40) and noise.mean_latent.shape == (40, 16)
+    noise = LogitNoise.draw(16, v, 40, 30, rng)
+    assert noise.logits.shape == (16, 50, 40) and noise.mean_latent.shape == (30, 16)
     assert noise.logits.std().item() == pytest.approx(1, abs=0.02)
     assert noise.mean_latent.std().item() == pytest.approx(1 / 4, abs=0.03)
-    again = LogitNoise.draw(16, v, 40, torch.Generator().manual_seed(0))
+    again = LogitNoise.draw(16, v, 40, 30, torch.Generator().manual_seed(0))
     assert torch.equal(noise.logits, again.logits)
 
 
 def test_noise_from_latents_is_standard_too(make, features) -> None:
     sigma = make((3, 2)).weights().sigma.detach()
     eps = torch.randn(30_000, 5, 16, dtype=torch.double)
-    noise = LogitNoise.from_latent(eps, features(3), sigma)
+    noise = LogitNoise.from_latent(eps, features(3), sigma, slice(None))
     torch.testing.assert_close(
         noise.logits.std(0), torch.ones(3, 5, dtype=torch.double), rtol=0.03, atol=0
     )
@@ -231,7 +231,7 @@ def test_without_noise_the_likelihood_is_scipys_at_the_mean(make, features) -> N
     head = make((3, 2), kl_weight=0.0, language_weight=0.0)
     v, y = batch(head, features)
     weights = head.weights()
-    still = LogitNoise(torch.zeros(1, 7, 5).double(), torch.zeros(5, 16).double())
+    still = LogitNoise(torch.zeros(1, 7, 5).double(), torch.zeros(2, 16).double())
     x, mu, _ = (part.detach().numpy() for part in weights)
     log_p = scipy.special.log_softmax(head.scale * v.numpy() @ (x + mu).T, axis=1)
     wanted = -np.mean([log_p[b, y[b]] for b in range(7)])
@@ -270,7 +270,7 @@ def test_each_stage_reaches_exactly_what_it_trains(make, features) -> None:
             v, y = batch(head, features)
             rng = torch.Generator().manual_seed(0)
             weights, top = head.posterior(head.inputs(v), head.top_noise(rng))
-            head.loss(weights, v, y, stage, head.draw(v, rng), top).backward()
+            head.loss(weights, v, y, stage, head.draw(v, stage, rng), top).backward()
             reached = {
                 name for name, p in head.named_parameters() if p.grad is not None and p.grad.any()
             }
@@ -292,9 +292,9 @@ def test_each_stage_reaches_exactly_what_it_trains(make, features) -> None:
 def test_kl_of_the_newest_stage_leaves_older_adapters_alone(make, features) -> None:
     head = make((3, 1, 4), language_weight=0.0, kl_weight=1.0)
     v, y = batch(head, features)
-    still = LogitNoise(torch.zeros(1, 7, 8).double(), torch.zeros(8, 16).double())
     gradients = {}
-    for stage in ("newest", "all"):
+    for stage, read in (("newest", 4), ("all", 8)):
+        still = LogitNoise(torch.zeros(1, 7, 8).double(), torch.zeros(read, 16).double())
         for weight in (1.0, 0.0):
             object.__setattr__(head.settings, "kl_weight", weight)
             loss = head.loss(head.weights(), v, y, stage, still)
@@ -307,7 +307,7 @@ def test_a_retired_class_gets_its_gradient_from_the_prior_alone(make, features) 
     head = make((3, 2), (1,))
     v, y = batch(head, features)
     weights = ClassWeights(*(p.detach().requires_grad_() for p in head.weights()))
-    noise = LogitNoise.draw(6, v, 5, torch.Generator())
+    noise = head.draw(v, "all", torch.Generator())
     loss = head.loss(weights, v, y, "all", noise)
     mu, sigma = torch.autograd.grad(loss, [weights.mu, weights.sigma])
     torch.testing.assert_close(mu[1], head.settings.kl_weight * weights.mu[1])

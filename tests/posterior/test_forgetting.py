@@ -156,19 +156,23 @@ def test_a_second_request_keeps_the_first(learned) -> None:
 
 
 def test_a_moved_image_tower_is_made_up_for(learned) -> None:
-    """The encoder's features are turned: the posterior must answer the new ones as the old."""
-    turn = torch.randn(128, 128, generator=torch.Generator().manual_seed(0)) * 0.18
-    turn = torch.matrix_exp((turn - turn.T) / 2)
-    moved = F.normalize(learned.test_v @ turn, dim=1)
+    """The encoder's features are turned: the posterior must answer the new ones as the old. Four turns,
+    for one alone leaves it to a few images."""
     kept = learned.test_y != FORGOTTEN
-    unmended = learned.head.predict(moved).probs.argmax(1) == learned.test_y
-    assert unmended[kept].float().mean() < 0.75, "the case does not bite"
-    head, _, _ = forget(learned, [FORGOTTEN], moved=turn)
-    right = head.predict(moved).probs.argmax(1) == learned.test_y
-    gain = right[kept].float().mean() - unmended[kept].float().mean()
-    assert gain > 0.1 and right[kept].float().mean() > 0.8, gain
-    assert right[~kept].float().mean() < 0.1
-    assert head.nats()[FORGOTTEN] < 0.1
+    before, after, forgotten = [], [], []
+    for seed in range(4):
+        turn = torch.randn(128, 128, generator=torch.Generator().manual_seed(seed)) * 0.18
+        turn = torch.matrix_exp((turn - turn.T) / 2)
+        moved = F.normalize(learned.test_v @ turn, dim=1)
+        mended, _, _ = forget(learned, [FORGOTTEN], moved=turn)
+        for head, found in ((learned.head, before), (mended, after)):
+            found.append((head.predict(moved).probs.argmax(1) == learned.test_y)[kept])
+        forgotten.append((mended.predict(moved).probs.argmax(1) == learned.test_y)[~kept])
+        assert mended.nats()[FORGOTTEN] < 0.1
+    unmended, right = (float(torch.cat(found).float().mean()) for found in (before, after))
+    assert unmended < 0.75, "the case does not bite"
+    assert right - unmended > 0.2 and right > 0.8, (unmended, right)
+    assert torch.cat(forgotten).float().mean() < 0.1
 
 
 def test_the_same_generator_gives_the_same_head(learned) -> None:

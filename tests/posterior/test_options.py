@@ -268,10 +268,11 @@ def test_closed_form_pyro_and_loops_are_one(options: dict, stage: str) -> None:
         z = recorder.seen["z"].reshape(shape)
         eps = (z - weights.mu.unsqueeze(-3)) / weights.sigma.unsqueeze(-3)
         assert eps.std() > 0.5, "no noise was drawn"
-        noise = LogitNoise.from_latent(eps, v, weights.sigma, subset)
+        noise = LogitNoise.from_latent(eps, v, weights.sigma, head.mean_columns(stage), subset)
     else:
         noise = LogitNoise(
-            torch.zeros(1, B, classes).double(), torch.zeros_like(weights.mu), subset
+            torch.zeros(1, B, classes).double(),
+            torch.zeros_like(weights.mu)[..., head.mean_columns(stage), :], subset
         )
     loss = head.loss(weights, v, y, stage, noise, top)
     beside = regularisers(head, weights, noise.mean_latent, v, stage, top)
@@ -302,7 +303,7 @@ def test_every_option_of_the_grid_changes_the_loss() -> None:
         v, y = F.normalize(normals(9, B, WIDTH), dim=-1), torch.tensor([0, 2, 3])
         rng = torch.Generator().manual_seed(0)
         weights, top = head.posterior(head.inputs(v), head.top_noise(rng))
-        return head.loss(weights, v, y, "all", head.draw(v, rng), top).item()
+        return head.loss(weights, v, y, "all", head.draw(v, "all", rng), top).item()
 
     plain = loss()
     choices = GRID | {name: [0.0, weight] for name, weight in BESIDE.items()}

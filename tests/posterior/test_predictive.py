@@ -75,7 +75,7 @@ def test_shapes_are_as_documented(make, features, options) -> None:
     assert (top is None) == (g is None)
     mean, std = head.logits(weights, v)
     assert mean.shape == std.shape == (*above, 7, 8)
-    noise = head.draw(v, torch.Generator())
+    noise = head.draw(v, "all", torch.Generator())
     draws = 1 if head.settings.latent == "point" else 6
     assert noise.logits.shape == (*above, draws, 7, 8)
     assert noise.mean_latent.shape == (*above, 8, 16)
@@ -130,7 +130,7 @@ def test_one_template_is_enough(make, features) -> None:
     assert not head.adapters.open_weight[0, 16:].any()
     v, y = features(6), torch.arange(6)
     head.train_only("newest")
-    head.loss(head.weights(v), v, y, "newest", head.draw(v, torch.Generator())).backward()
+    head.loss(head.weights(v), v, y, "newest", head.draw(v, "newest", torch.Generator())).backward()
     assert all(p.grad.isfinite().all() for p in head.parameters() if p.grad is not None)
     assert head.predict(v).probs.isfinite().all()
 
@@ -138,7 +138,7 @@ def test_one_template_is_enough(make, features) -> None:
 def test_the_neural_process_prior_is_guided_by_two_thirds_of_the_batch_rounded_up(make, features) -> None:  # fmt: skip
     head = make((3, 2), prior="neural-process")
     for n, rows in ((1, 1), (3, 3), (32, 22), (100, 67)):
-        subset = head.draw(features(n), torch.Generator()).subset
+        subset = head.draw(features(n), "all", torch.Generator()).subset
         assert len(subset) == rows and len(subset.unique()) == rows and subset.max() < n
 
 
