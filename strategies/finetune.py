@@ -129,5 +129,5 @@ def _build(clip: Clip, options: StrategyOptions, seed: int) -> ClapForget:
 
 
 STRATEGIES.register("finetune")(
-    StrategyEntry(_build, "zero-shot", extra={"finetune": FinetuneSettings})
+    StrategyEntry(_build, "zero-shot", extra={"finetune": FinetuneSettings}, reads="memory")
 )

@@ -157,5 +157,5 @@ def _build(clip: Clip, options: StrategyOptions, seed: int) -> Joint:
 
 
 STRATEGIES.register("joint")(
-    StrategyEntry(_build, "zero-shot", extra={"finetune": FinetuneSettings})
+    StrategyEntry(_build, "zero-shot", extra={"finetune": FinetuneSettings}, reads="everything")
 )

@@ -59,6 +59,9 @@ class StrategyEntry:
     posterior: str = "variational"
     extra: Mapping[str, type] = field(default_factory=dict)
     """Further settings of this strategy alone, by their group's name."""
+    reads: Literal["memory", "everything"] | None = None
+    """What it learns from beside an experience's own data: the exemplar memory, or all data so far;
+    None: the memory, unless the posterior learns in one pass."""
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"default": {}})
     """Settings by preset, as on the command line: ``{"training.epochs": 3}``; and under ``posterior``
     the name of another posterior than the entry's."""

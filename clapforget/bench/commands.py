@@ -50,6 +50,10 @@ def bench_methods(
     per_class: Annotated[
         int, typer.Option(min=0, help="Training images a class, drawn with the seed; 0: all.")
     ] = 0,
+    validation: Annotated[
+        int,
+        typer.Option(min=0, help="Judge by so many held-out training images a class, not by the test images."),
+    ] = 0,
     reference: Annotated[
         str, typer.Option(help="Method that differences are to; default: the last.")
     ] = "",
@@ -65,7 +69,7 @@ def bench_methods(
     numbers = parse_seeds(seeds)
     _measured(
         lambda: measure(
-            scenario, methods, numbers, out, data, sequence, per_class, reference, model,
+            scenario, methods, numbers, out, data, sequence, per_class, validation, reference, model,
             parse_settings, say,
         ),
         json_file, markdown, markdown_file,

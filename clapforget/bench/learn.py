@@ -9,7 +9,13 @@ step_ratio_*           whole training step of stage 1, the released program's ar
 head_ratio_*           the same of a head without attention (``clap.guidance=none``)
 head_guided_ratio_*    the same with attention's output given and its gradient asked for, as attention
                        would need it
-step_ratio_bfloat16_*  the whole step with attention in bfloat16 (``clap.precision``)
+products_ms_*          the matrix products of the fast path's step by themselves, in the same layouts and
+                       into memory that is there (:mod:`clapforget.bench.products`); ``products_gflop_*``
+                       their number of operations
+step_limit_*           the naive step over these products alone: what ``step_ratio_*`` can reach at most as
+                       long as the step multiplies what it does
+step_ratio_bfloat16_*  the whole step with attention in bfloat16 (``clap.precision``); only where the
+                       processor has such products
 uncertainty_ratio      prediction with entropy, expected entropy and mutual information in closed
                        form, over prediction at the mean; 1,000 classes, 1,024 images, guided by the
                        memory; ``…_weights_at_hand``: without working out the class weights
@@ -34,6 +40,7 @@ from torch import Tensor
 
 from clapforget.bench.memory import PeakMemory
 from clapforget.bench.naive_clap import NaiveClap
+from clapforget.bench.products import Products
 from clapforget.bench.timing import flushing, in_turn
 from clapforget.posterior import ClapSettings, VariationalHead, moments
 from clapforget.posterior.pyro_form import elbo_loss
@@ -118,13 +125,15 @@ def training_steps(classes: int, tasks: int, rounds: int) -> dict[str, Any]:
     v = images(_BATCH)
     y = torch.randint(classes, (_BATCH,), generator=generator_for(0, 3))
     stages: tuple[tuple[Stage, str], ...] = (("newest", ""), ("all", "consolidation_"))
+    rounds_off = has_bfloat16(v.device)
     for stage, name in stages:
         rng = generator_for(0, 4)
         settings: tuple[dict[str, Any], ...] = ({}, {"guidance": "none"}, {"precision": "bfloat16"})
-        whole, bare, half = (make_head(classes, tasks, **options) for options in settings)
-        for head in (whole, bare, half):
+        heads = [make_head(classes, tasks, **options) for options in settings[: 3 if rounds_off else 2]]
+        for head in heads:
             head.train_only(stage)
             head.train_stage(stage)
+        whole, bare = heads[:2]
         a = (whole.inputs(v) - whole.text).detach().requires_grad_(stage == "newest")
         sides: dict[str, Callable[[], None]] = {}
         for what, head, guidance in (
@@ -137,13 +146,20 @@ def training_steps(classes: int, tasks: int, rounds: int) -> dict[str, Any]:
             for form in ("fast", "pyro"):
                 loss = partial(_loss, head, v, y, stage, rng, form == "pyro")
                 sides[f"{form}_{what}"] = _steps(loss, head.parameters(), guidance)
-        loss = partial(_loss, half, v, y, stage, rng, False)
-        sides["bfloat16_step"] = _steps(loss, half.parameters(), None)
+        for half in heads[2:]:
+            loss = partial(_loss, half, v, y, stage, rng, False)
+            sides["bfloat16_step"] = _steps(loss, half.parameters(), None)
+        with Products() as products:
+            sides["fast_step"]()
+        sides["products"] = products.plain()
         around = {key: flushing for key in sides if not key.startswith("naive")}
         timing = in_turn(sides, rounds, around, warm=True)
         for what in ("step", "head", "head_guided"):
             found[f"{name}{what}_ratio_{size}"] = timing.ratio(f"naive_{what}", f"fast_{what}")
-        found[f"{name}step_ratio_bfloat16_{size}"] = timing.ratio("naive_step", "bfloat16_step")
+        found[f"{name}step_limit_{size}"] = timing.ratio("naive_step", "products")
+        found[f"{name}products_gflop_{size}"] = round(products.flop / 1e9, 3)
+        if rounds_off:
+            found[f"{name}step_ratio_bfloat16_{size}"] = timing.ratio("naive_step", "bfloat16_step")
         found |= {f"{name}{key}_ms_{size}": round(_MILLI * s, 2) for key, s in timing.items()}
         for form in ("fast", "pyro"):
             with PeakMemory() as memory:

@@ -4,7 +4,7 @@ A method is written as on the command line, its settings after commas: ``exact``
 ``clapforget:released``, ``exact,exact.features=0``. A seed orders the classes and seeds the method; all
 methods see the same order at the same seed, so that differences are paired. Each run leaves the folder
 that ``clapforget run`` would; one that is finished is not repeated, one that was cut short goes on. What
-all runs of a folder share (scenario, data, sequence, images a class, model) is written there as
+all runs of a folder share (scenario, data, sequence, images a class, validation images, model) is written there as
 ``streams.json``, and a folder of other streams is refused. Runs share the frozen image features, so their
 seconds are those of learning.
 """
@@ -13,25 +13,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
+import yaml
 
 from clapforget.bench.cells import cell, cell_text
+from clapforget.bench.chosen_images import chosen_images
 from clapforget.errors import UserError
 from clapforget.features import FeatureCache
+from clapforget.posterior import HEADS, OnePassHead
 from clapforget.run import RunRequest, run_scenario
-from clapforget.seeding import generator_for
-from clapforget.strategies.registry import StrategyOptions
+from clapforget.strategies.registry import StrategyOptions, find_strategy
 from clapforget.writing import check_writable, write_json
 
-__all__ = ["MEASURES", "few_images", "markdown", "measure", "parse_method"]
+__all__ = ["MEASURES", "NOVELTY", "markdown", "measure", "parse_method"]
 
+NOVELTY = "energy"
+"""The score by which every method tells what it has not learned: the published one. One score for all,
+named beforehand; a run's summary has the others."""
+_DETECTION = {"novelty_auroc": "AUROC", "novelty_aupr": "AUPR", "novelty_fpr95": "FPR95"}
 MEASURES = {
     "last_accuracy": "last accuracy", "average_accuracy": "average accuracy",
-    "ece": "ECE", "nll": "NLL", "novelty": "novelty AUROC", "seconds": "seconds",
+    "backward_transfer": "BwT", "ece": "ECE", "nll": "NLL",
+    **{name: f"novelty {text}" for name, text in _DETECTION.items()}, "seconds": "seconds",
 }  # fmt: skip
 """What the table shows, by name in a run's summary."""
 
@@ -44,14 +49,16 @@ def parse_method(text: str) -> tuple[str, list[str]]:
 
 def measure(
     scenario: str, methods: Sequence[str], seeds: Sequence[int], folder: Path,
-    data: str | None = None, sequence: str = "learn-only", per_class: int = 0, reference: str = "",
-    model: str | None = None, settings: Callable[[list[str]], dict[str, Any]] = lambda pairs: {},
+    data: str | None = None, sequence: str = "learn-only", per_class: int = 0, validation: int = 0,
+    reference: str = "", model: str | None = None, settings: Callable[[list[str]], dict[str, Any]] = lambda pairs: {},
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
     """All figures, as plain values.
 
     :param methods: see :func:`parse_method`. :param folder: of the runs' folders.
     :param per_class: learn from so many training images a class, drawn with the seed; 0: from all.
+    :param validation: judge by so many training images a class, drawn with the seed and not learned
+        from, in place of the test images; 0: by the test images.
     :param reference: the method that differences are to; default: the last one.
     :param model: name or weights file; default: the scenario's own.
     :param settings: from ``GROUP.NAME=VALUE`` texts to values by name.
@@ -69,31 +76,36 @@ def measure(
         for method in methods
         for strategy, values in [parse_method(method)]
     }  # fmt: skip
-    for request in requests.values():  # complains now rather than after hours
-        StrategyOptions.parse(request.strategy, request.forgetter, request.settings)
+    reads = {}
+    for (method, _), request in requests.items():  # complains now rather than after hours
+        options = StrategyOptions.parse(request.strategy, request.forgetter, request.settings)
+        reads[method] = _reads(request.strategy, options)
     streams = {
         "scenario": scenario, "data": None if data is None else str(Path(data).absolute()),
-        "sequence": sequence, "per_class": per_class,
+        "sequence": sequence, "per_class": per_class, "validation": validation,
         "model": str(Path(model).absolute()) if model and Path(model).exists() else model,
     }  # fmt: skip
     _keep_apart(folder, streams)
     encoded: dict[str, FeatureCache] = {}
     rows: dict[str, list[dict[str, float]]] = {method: [] for method in methods}
+    weights: dict[str, str] = {}
     for (method, seed), request in requests.items():
         out = folder / f"{_slug(method)}-{seed}"
         if not (out / "summary.json").is_file():
-            change = few_images(per_class, seed) if per_class else None
+            change = chosen_images(per_class, validation, seed) if per_class or validation else None
             begun = (out / "checkpoints").is_dir()  # cut short before that, it begins again
             run_scenario(
                 request, out, resume=begun, overwrite=not begun,
                 say=lambda line: None, encoded=encoded, change=change,
             )  # fmt: skip
         row = _row(json.loads((out / "summary.json").read_text()))
+        weights[method] = _weights(out)
         rows[method].append(row)
         say(f"{method}, seed {seed}: " + ", ".join(f"{k} {v:.3f}" for k, v in row.items()))
     return {
         "scenario": scenario, "sequence": sequence, "seeds": list(seeds), "per_class": per_class,
-        "reference": reference, "rows": rows, "table": _table(rows, reference),
+        "validation": validation, "weights": weights, "reads": reads, "reference": reference,
+        "rows": rows, "table": _table(rows, reference),
     }  # fmt: skip
 
 
@@ -119,24 +131,20 @@ def _keep_apart(folder: Path, streams: dict[str, Any]) -> None:
         write_json(told, streams)
 
 
-def few_images(per_class: int, seed: int) -> Callable[[Any], Any]:
-    """A change of a scenario: its training images are so many a class, or all there are."""
+def _reads(strategy: str, options: StrategyOptions) -> str:
+    """What a strategy learns from beside an experience's own data, in words."""
+    entry, _ = find_strategy(strategy)
+    if entry.reads == "everything":
+        return "all data"
+    if entry.reads is None and issubclass(HEADS.get(entry.posterior), OnePassHead):
+        return "none"
+    return str(options.memory.size)
 
-    def change(scenario: Any) -> Any:
-        from clapforget.scenarios import TensorImages
 
-        data = scenario.data
-        rng = generator_for(seed, 31)
-        canonical = torch.tensor(data.class_order)[data.train.targets]
-        rows = torch.cat([
-            own[torch.randperm(len(own), generator=rng)[:per_class]]
-            for c in range(data.num_classes)
-            for own in [(canonical == c).nonzero().flatten()]
-        ]).sort().values  # fmt: skip
-        few = TensorImages(data.train.images(rows), data.train.targets[rows], "train")
-        return replace(scenario, data=replace(data, train=few, captions=None))
-
-    return change
+def _weights(run: Path) -> str:
+    """Name and tag of the model that a run began with."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    return f"{Path(str(config['model'])).name}, {config['pretrained']}"
 
 
 def _slug(method: str) -> str:
@@ -145,11 +153,12 @@ def _slug(method: str) -> str:
 
 def _row(summary: dict[str, Any]) -> dict[str, float]:
     scores = (summary.get("novelty") or {}).get("scores", {})
-    values = {name: summary.get(name) for name in MEASURES if name != "novelty"}
-    values["novelty"] = max((s["auroc"] for s in scores.values()), default=float("nan"))
+    values = summary | {
+        name: scores.get(NOVELTY, {}).get(name.removeprefix("novelty_")) for name in _DETECTION
+    }
     found = {}
     for name in MEASURES:
-        value = values[name]
+        value = values.get(name)
         found[name] = float("nan") if value is None else float(value)
     return found
 
@@ -179,7 +188,8 @@ def markdown(found: dict[str, Any]) -> str:
         return cell_text(of, digits, sign, spread=len(found["seeds"]) > 1)
 
     heads = [*MEASURES.values(), "last accuracy − reference", "ECE − reference"]
-    lines = ["| method | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    heads = ["method", "weights", "exemplars", *heads]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     order = sorted(
         found["table"].items(), key=lambda item: -item[1]["last_accuracy"]["value"]["mean"]
     )
@@ -188,5 +198,6 @@ def markdown(found: dict[str, Any]) -> str:
         for name in ("last_accuracy", "ece"):
             own = method == found["reference"]
             shown.append("reference" if own else text(cells[name]["difference"], 3, "+"))
-        lines.append(f"| `{method}` | " + " | ".join(shown) + " |")
+        about = [f"`{method}`", found["weights"][method], found["reads"][method]]
+        lines.append("| " + " | ".join(about + shown) + " |")
     return "\n".join(lines) + "\n"

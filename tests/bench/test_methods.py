@@ -11,10 +11,21 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from clapforget import UserError, load_clip
-from clapforget.bench.methods import MEASURES, _table, few_images, markdown, measure, parse_method
+from clapforget.bench.chosen_images import chosen_images
+from clapforget.bench.methods import (
+    MEASURES,
+    NOVELTY,
+    _reads,
+    _row,
+    _table,
+    markdown,
+    measure,
+    parse_method,
+)
 from clapforget.cli import app
 from clapforget.pretrain import save_clip
 from clapforget.scenarios import build_scenario
+from clapforget.strategies.registry import StrategyOptions
 
 
 def test_a_method_is_a_strategy_and_its_settings() -> None:
@@ -26,16 +37,49 @@ def test_a_method_is_a_strategy_and_its_settings() -> None:
 def test_few_images_are_the_same_pixels_whatever_the_order_of_classes() -> None:
     """Drawn with the seed by canonical class."""
     one, other = (
-        few_images(3, seed=5)(build_scenario("lab-smoke", class_order=order))
+        chosen_images(3, 0, seed=5)(build_scenario("lab-smoke", class_order=order))
         for order in (list(range(100)), list(range(99, -1, -1)))
     )
     for scenario in (one, other):
         assert torch.bincount(scenario.data.train.targets, minlength=100).eq(3).all()
     assert one.data.train.fingerprint == other.data.train.fingerprint
     assert torch.equal(one.data.train.targets, 99 - other.data.train.targets)
-    another = few_images(3, seed=6)(build_scenario("lab-smoke", class_order=list(range(100))))
+    another = chosen_images(3, 0, seed=6)(build_scenario("lab-smoke", class_order=list(range(100))))
     assert another.data.train.fingerprint != one.data.train.fingerprint
     assert another.data.test.fingerprint == one.data.test.fingerprint
+
+
+def test_held_out_images_are_judged_by_and_not_learned_from() -> None:
+    scenario = build_scenario("lab-smoke", class_order=list(range(100)))
+    whole, data = scenario.data, chosen_images(0, 7, seed=5)(scenario).data
+
+    def pixels(images) -> set[bytes]:
+        every = images.images(torch.arange(len(images.targets)))
+        return {image.numpy().tobytes() for image in every}
+
+    train, test = pixels(data.train), pixels(data.test)
+    assert torch.bincount(data.test.targets, minlength=100).eq(7).all()
+    assert not train & test and train | test == pixels(whole.train)
+    assert not (train | test) & pixels(whole.test)
+    few = chosen_images(3, 7, seed=5)(scenario).data
+    assert few.test.fingerprint == data.test.fingerprint and len(few.train.targets) == 300
+    assert pixels(few.train) < train
+    each = int(torch.bincount(whole.train.targets).min())
+    with pytest.raises(UserError, match=f"hold out at most {each - 1}"):
+        chosen_images(0, each, seed=5)(scenario)
+
+
+def test_novelty_is_told_by_one_score_named_beforehand() -> None:
+    """Not by the best of a run's scores, which nobody could know without the answers."""
+    scores = {
+        NOVELTY: {"auroc": 0.6, "aupr": 0.5, "fpr95": 0.9},
+        "entropy": {"auroc": 0.9, "aupr": 0.8, "fpr95": 0.2},
+    }
+    row = _row({"novelty": {"scores": scores}, "last_accuracy": 0.25})
+    assert (row["novelty_auroc"], row["novelty_aupr"], row["novelty_fpr95"]) == (0.6, 0.5, 0.9)
+    assert row["last_accuracy"] == 0.25 and row["ece"] != row["ece"]
+    missing = _row({"novelty": None})
+    assert missing["novelty_auroc"] != missing["novelty_auroc"]
 
 
 def test_intervals_are_students_and_differences_are_paired() -> None:
@@ -48,7 +92,9 @@ def test_intervals_are_students_and_differences_are_paired() -> None:
     assert (cell["low"], cell["high"]) == pytest.approx((low, high), abs=1e-5)
     gap = table["a"]["last_accuracy"]["difference"]
     assert (gap["low"], gap["mean"], gap["high"]) == pytest.approx((0.1, 0.1, 0.1))
-    text = markdown({"table": table, "seeds": [0, 1, 2], "reference": "b"})
+    about = {"weights": {"a": "lab-tiny", "b": "mine"}, "reads": {"a": "none", "b": "2000"}}
+    text = markdown({"table": table, "seeds": [0, 1, 2], "reference": "b", **about})
+    assert "| `a` | lab-tiny | none |" in text and "| `b` | mine | 2000 |" in text
     assert text.index("`a`") < text.index("`b`") and "0.600 ± 0.248" in text and "+0.100" in text
 
 
@@ -66,6 +112,8 @@ def test_runs_are_kept_and_not_repeated(tmp_path: Path) -> None:
     said = CliRunner().invoke(app, [*command, "--json", str(tmp_path / "one.json")])
     assert said.exit_code == 0, said.output
     found = json.loads((tmp_path / "one.json").read_text())
+    assert found["weights"] == dict.fromkeys(found["table"], "lab-tiny, built-in")
+    assert found["reads"] == dict.fromkeys(found["table"], "none")
     better = found["table"]["nearest-mean"]["last_accuracy"]
     assert better["value"]["mean"] > 0.6 and better["difference"]["mean"] > 0.1
     summaries = sorted((tmp_path / "runs").glob("*/summary.json"))
@@ -75,7 +123,7 @@ def test_runs_are_kept_and_not_repeated(tmp_path: Path) -> None:
     assert said.exit_code == 0, said.output
     assert times == [p.stat().st_mtime_ns for p in summaries]
     assert json.loads((tmp_path / "two.json").read_text()) == found
-    for other in (["--per-class", "5"], ["--model", "cifar100-tiny"], ["--sequence", "L0-9"]):
+    for other in (["--per-class", "5"], ["--validation", "3"], ["--model", "cifar100-tiny"], ["--sequence", "L0-9"]):
         said = CliRunner().invoke(app, [*command, *other])
         name = other[0].strip("-").replace("-", "_")
         assert isinstance(said.exception, UserError), other
@@ -88,6 +136,15 @@ def test_runs_are_kept_and_not_repeated(tmp_path: Path) -> None:
         measure("lab-smoke", ["zero-shot"], [0], tmp_path / "runs", per_class=4)
     with pytest.raises(UserError, match="is a file"):
         measure("lab-smoke", ["zero-shot"], [0], tmp_path / "one.json", per_class=4)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "wanted"),
+    [("clapforget", "300"), ("finetune", "300"), ("joint", "all data"), ("linear", "300"),
+     ("clapforget:best", "none"), ("ranpac", "none")],
+)  # fmt: skip
+def test_what_is_learned_from_beside_the_experience_is_told(strategy: str, wanted: str) -> None:
+    assert _reads(strategy, StrategyOptions.parse(strategy, "stranger", {"memory.size": 300})) == wanted
 
 
 def test_all_methods_read_the_model_that_is_named(tmp_path: Path) -> None:
