@@ -19,6 +19,7 @@ from clapforget.errors import UserError
 from clapforget.posterior.feature_map import FeatureMap, RandomReLU
 from clapforget.posterior.head import HEADS, Change, OnePassHead
 from clapforget.posterior.point import PointHead, PointSumsHead
+from clapforget.posterior.temperature import best_temperature
 from clapforget.seeding import generator_for
 
 __all__ = ["NearestMeanHead", "RanPACHead", "RanPACSettings", "ZeroShotHead"]
@@ -32,6 +33,9 @@ class RanPACSettings:
     """R, number of random features (published: 10,000)."""
     validation: float = 0.2
     """Part of each task's data on which λ is chosen."""
+    calibrated: bool = False
+    """Divide the scores by the temperature of least negative log likelihood on that part, the sums of the
+    other part given; as published they are not scaled, and their softmax is nearly flat."""
 
     def __post_init__(self) -> None:
         """:raises UserError: for numbers that make no sense."""
@@ -87,14 +91,15 @@ class NearestMeanHead(PointSumsHead):
 
 @HEADS.register("ranpac")
 class RanPACHead(PointSumsHead):
-    """RanPAC without its first-session adapter: it answers with unscaled regression scores, as
-    published, so its softmax says little of confidence."""
+    """RanPAC without its first-session adapter. As published it answers with unscaled regression
+    scores, whose softmax says little of confidence; ``calibrated`` is for a fair look at that."""
 
     Settings = RanPACSettings
     settings_group = "ranpac"
     settings: RanPACSettings
     ridge: Tensor
-    keeps_of_samples = "the ridge, chosen when they were there"
+    temperature: Tensor
+    keeps_of_samples = "the ridge and the temperature, chosen when they were there"
 
     def __init__(
         self, width: int, scale: float, settings: RanPACSettings | None = None, seed: int = 0
@@ -102,6 +107,7 @@ class RanPACHead(PointSumsHead):
         s = settings or RanPACSettings()
         super().__init__(RandomReLU(width, s.features, seed, 23), False, width, scale, s, seed)
         self.register_buffer("ridge", torch.tensor(1.0, dtype=torch.float64))
+        self.register_buffer("temperature", torch.tensor(1.0, dtype=torch.float64))
 
     def learn(self, v: Tensor, labels: Tensor, ids: Tensor, tower: str) -> None:
         """Add the task, and choose λ among 10⁻⁸ … 10⁸ by squared error on a part of it, the sums of
@@ -115,17 +121,19 @@ class RanPACHead(PointSumsHead):
         target = target.repeat_interleave(v.shape[1], 0)
         values = torch.linalg.eigh(self.sums.second)
         inner, outer = values.eigenvectors.T @ self.sums.first.T, phi @ values.eigenvectors
-        grid = torch.logspace(-8, 8, 17, dtype=torch.float64)
-        errors = [
-            float(
-                ((outer / (values.eigenvalues.clamp_min(0) + lam)) @ inner - target).square().mean()
-            )
-            for lam in grid.tolist()
-        ]
-        self.ridge.fill_(float(grid[min(range(len(errors)), key=errors.__getitem__)]))
+
+        def scores(lam: float) -> Tensor:
+            return (outer / (values.eigenvalues.clamp_min(0) + lam)) @ inner
+
+        grid = torch.logspace(-8, 8, 17, dtype=torch.float64).tolist()
+        self.ridge.fill_(min(grid, key=lambda lam: float((scores(lam) - target).square().mean())))
+        if self.settings.calibrated and len(target):
+            absent = self.retired | (self.sums.count == 0)
+            found = scores(float(self.ridge)).masked_fill(absent, -torch.inf)
+            self.temperature.fill_(best_temperature(found, target.argmax(1)))
         super().learn(v[check], labels[check], ids[check], tower)
 
     def solve(self) -> Tensor:
         matrix = self.sums.second
         matrix.diagonal().add_(float(self.ridge))
-        return torch.linalg.solve(matrix, self.sums.first.T).T
+        return torch.linalg.solve(matrix, self.sums.first.T).T / self.temperature

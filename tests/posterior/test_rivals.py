@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 from sklearn.linear_model import Ridge
 
 from clapforget.errors import UserError
 from clapforget.posterior import HEADS, Change
 from clapforget.posterior.rivals import RanPACHead, RanPACSettings
+from clapforget.seeding import generator_for
 
 D, TEMPLATES = 12, 3
 NAMES = ["zero-shot", "nearest-mean", "ranpac"]
@@ -101,6 +107,30 @@ def test_ranpac_takes_the_ridge_with_the_smallest_held_out_error() -> None:
     assert float(wild.ridge) > 10 * float(clean.ridge), (
         "labels without structure need a strong ridge"
     )
+
+
+def test_a_calibrated_ranpac_has_the_temperature_of_least_held_out_likelihood() -> None:
+    """By scipy, on the part that λ is chosen on, with a ridge by sklearn on the other part."""
+    text, v, labels, ids = world(each=12)
+    settings = RanPACSettings(features=30, validation=0.3)
+    plain, calibrated = (RanPACHead(D, 10.0, s, 3) for s in (settings, replace(settings, calibrated=True)))
+    for head in (plain, calibrated):
+        head.grow(list(range(6)), text)
+        order = torch.randperm(len(v), generator=generator_for(3, 24, head.tasks))
+        head.learn(v, labels, ids, "tower")
+    cut = round(0.7 * len(v))
+    phi = [plain.map(v[rows]).flatten(0, 1).numpy() for rows in (order[:cut], order[cut:])]
+    y = [labels[rows].repeat_interleave(v.shape[1]).numpy() for rows in (order[:cut], order[cut:])]
+    ridge = Ridge(alpha=v.shape[1] * float(plain.ridge), fit_intercept=False)
+    held = ridge.fit(phi[0], np.eye(6)[y[0]]).predict(phi[1])
+
+    def loss(log_t: float) -> float:
+        return -log_softmax(held / np.exp(log_t), axis=1)[np.arange(len(held)), y[1]].mean()
+
+    wanted = float(np.exp(minimize_scalar(loss, bounds=(-6, 2), method="bounded").x))
+    assert float(calibrated.temperature) == pytest.approx(wanted, rel=1e-3) and wanted < 0.5
+    torch.testing.assert_close(calibrated.logits(v[:, 0]) * wanted, plain.logits(v[:, 0]), rtol=2e-3, atol=1e-4)
+    assert float(plain.temperature) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)
