@@ -158,7 +158,7 @@ def bench_verify(
     quick: Annotated[
         bool, typer.Option("--quick", help="Some cheap kinds, one seed, the quick level.")
     ] = False,
-    seeds: Annotated[str, typer.Option(help="Which of the five, with commas between.")] = "",
+    seeds: Annotated[str, typer.Option(help="Which of the seven, with commas between; default: all.")] = "",
     level: Annotated[str, typer.Option(help="Of the verifier: quick or full.")] = "full",
     methods: Annotated[
         bool, typer.Option("--methods", help="Instead: every forgetter before the verifier.")
