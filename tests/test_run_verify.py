@@ -120,15 +120,15 @@ def saved(clip: Clip, path: Path) -> str:
 
 def test_a_twin_was_trained_apart_or_is_refused(tmp_path: Path) -> None:
     """Not the model after itself, nor, where knowledge is claimed, one with its image tower."""
-    after, other, apart = (load_clip("lab-tiny").trainable_copy([]) for _ in range(3))
+    after, other, apart, knows = (load_clip("lab-tiny").trainable_copy([]) for _ in range(4))
     with torch.no_grad():
-        for seed, clip in enumerate((after, other)):  # another text tower
+        for seed, clip in enumerate((after, other, apart)):  # another text tower
             table = clip.token_table.weight
-            table += table.std() * torch.randn(table.shape, generator=generator_for(seed, 1))
-        for parameter in apart.model.visual.parameters():
-            parameter.add_(
-                0.1 * parameter.std() * torch.randn(parameter.shape, generator=generator_for(0, 0))
-            )
+            table += 5 * table.std() * torch.randn(table.shape, generator=generator_for(seed, 1))
+        for clip, much in ((apart, 0.5), (knows, 0.1)):
+            for parameter in clip.model.visual.parameters():
+                noise = torch.randn(parameter.shape, generator=generator_for(0, 0))
+                parameter.add_(much * parameter.std() * noise)
     last = saved(after, tmp_path / "after.safetensors")
     asked = VerifyRequest("lab-tiny", last, "F6", "lab", level="quick")
     with pytest.raises(UserError, match="gives the features that --after gives"):
@@ -136,6 +136,8 @@ def test_a_twin_was_trained_apart_or_is_refused(tmp_path: Path) -> None:
     tower = saved(other, tmp_path / "tower.safetensors")
     with pytest.raises(UserError, match="an image tower that gives the features"):
         verify_models(replace(asked, twin=tower), quietly)
+    with pytest.raises(UserError, match="does not stand for a model that never learned"):
+        verify_models(replace(asked, twin=saved(knows, tmp_path / "knows.safetensors")), quietly)
     for claim, twin in (
         ("association", tower),
         ("knowledge", saved(apart, tmp_path / "apart.safetensors")),

@@ -48,10 +48,9 @@ from clapforget.bench.verify_kinds import KINDS, Case, Kind, is_right
 from clapforget.bench.verify_world import REQUESTS, World
 from clapforget.verify.evidence import Evidence
 from clapforget.verify.examine import Examination, examine
-from clapforget.verify.kept import right
+from clapforget.verify.kept import LOSS, right
 from clapforget.verify.material import Material
 from clapforget.verify.reading import Level, Reading
-from clapforget.verify.rules import Margins
 from clapforget.verify.subject import Subject
 
 __all__ = ["TUNED_ON", "measure"]
@@ -104,7 +103,7 @@ class _Outcome:
 
     @property
     def _also(self) -> tuple[str, ...]:
-        harm = self.truth != "forgotten" and self.harmed > Margins().damage
+        harm = self.truth != "forgotten" and self.harmed > LOSS
         return (*self.or_else, "damaged") if harm else self.or_else
 
 
@@ -236,7 +235,7 @@ def _summary(
         "right_verdict_held_out": float(np.mean(held)) if held else None,
         "verdict_flips": float(np.mean([o.verdict != o.again for o in outcomes])),
         "harmed": [f"{o.seed} {o.kind}: {o.harmed:.2f}" for o in outcomes
-                   if o.truth != "damaged" and o.harmed > Margins().damage],
+                   if o.truth != "damaged" and o.harmed > LOSS],
         "wrong": [f"{o.seed} {o.kind}: {o.verdict} ({o.rule}; {o.weakest})"
                   for ok, o in zip(right, outcomes) if not ok],
         "flipped": [f"{o.seed} {o.kind}: {o.verdict}, {o.again}" for o in outcomes if o.verdict != o.again],

@@ -11,10 +11,10 @@ from clapforget.verify.kept import kept_evidence, kept_probability
 from clapforget.verify.material import Material
 from clapforget.verify.membership import image_membership
 from clapforget.verify.reading import FULL, WITNESSES, Level, Reading
-from clapforget.verify.reference import taught_since, without
+from clapforget.verify.reference import lower, taught_since, without
 from clapforget.verify.rules import Claim, decide
 from clapforget.verify.subject import Subject
-from clapforget.verify.twins import twin_evidence
+from clapforget.verify.twins import refuse_knowing, twin_evidence
 from clapforget.verify.unmoved import unmoved_evidence
 from clapforget.verify.verdict import Judgement
 from clapforget.verify.weigh import weigh
@@ -79,19 +79,24 @@ def examine(
     """Did it forget? See :mod:`clapforget.verify.rules` for how it is decided.
 
     :param twin: a model that never saw the forgotten data; without it unseen classes are the
-        reference. :param before_readings: of an earlier examination with the same before, material,
+        reference. It is examined first, as the model after is without one.
+    :param before_readings: of an earlier examination with the same before, material,
         level and seed, to save their time. :param say: hears of each part as it begins.
+    :raises UserError: if the twin is shown to know what was to be forgotten.
     """
     began = time.monotonic()
     say("before")
     old = list(before_readings) if before_readings is not None else readings(before, m, level, seed)
-    say("after")
-    new = readings(after, m, level, seed, old if after.clip is before.clip else ())
+    reference: list[Reading] = []
     if twin is not None:
         say("twin")
-    reference = readings(twin, m, level, seed) if twin is not None else []
+        reference = readings(twin, m, level, seed)
+        refuse_knowing(before, twin, m, old, reference, claim)
+    say("after")
+    new = readings(after, m, level, seed, old if after.clip is before.clip else ())
     taught = taught_since(old, new)
-    evidence = weigh(*(without(side, taught) for side in (old, new, reference)))
+    then, now, apart = (without(side, taught) for side in (old, new, reference))
+    evidence = weigh(then, lower(then, now), apart)
     evidence += kept_evidence(before, after, m)
     evidence += unmoved_evidence(before, after, m)
     if twin is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from scipy import stats
@@ -12,8 +14,17 @@ from clapforget.verify.material import Material, Part
 from clapforget.verify.subject import Subject
 from clapforget.verify.witnesses.wordings import PARAPHRASES
 
-__all__ = ["by_most_wordings", "found_by_name", "kept_evidence", "kept_probability", "right"]
+__all__ = [
+    "LOSS",
+    "by_most_wordings",
+    "found_by_name",
+    "kept_evidence",
+    "kept_probability",
+    "right",
+]
 
+LOSS = 0.05
+"""What kept classes may lose on average."""
 _CLASS_LOSS = 0.20
 _ALPHA = 0.05
 _DRAWS = 20_000
@@ -113,13 +124,21 @@ def _ways(
 def _loss(
     name: str, title: str, then: torch.Tensor, now: torch.Tensor, prefix: str
 ) -> Evidence:  # fmt: skip
+    """A view's loss against :data:`LOSS`, by the score test of paired outcomes: ``p_beyond`` that it is no more,
+    ``p_below`` that it is no less.
+    """
     old, new = then.cpu().numpy(), now.cpu().numpy()
     value, interval = statistics.proportion(new)
     drop, drop_interval = statistics.paired_drop(old, new)
-    was = float(old.mean())
+    was, score = float(old.mean()), statistics.paired_score(old, new, LOSS)
+    shown = float(stats.norm.cdf(score))
+    needed = None  # the score grows with the root of the number, whichever side it is on
+    if shown > _ALPHA and score:
+        needed = math.ceil(len(new) * (stats.norm.ppf(_ALPHA) / score) ** 2)
     return Evidence(
         name, title, "clip" if prefix else "behaviour", value, interval, was, was, None,
-        "before the request", "high", len(new), drop, drop_interval, role="kept",
+        "before the request", "high", len(new), drop, drop_interval, role="kept", margin=LOSS, absolute=True,
+        p_beyond=float(stats.norm.sf(score)), p_below=shown, images_needed=needed,
     )  # fmt: skip
 
 

@@ -2,7 +2,9 @@
 
 The reference is read off the model after, so whoever teaches it the unseen classes raises the
 reference, and what is still known no longer stands out. Those that the model after answers more often than the
-model before have been taught since: they are left out of every reading.
+model before have been taught since: they are left out of every reading. What raises them otherwise, by some wording or
+mark or by how names rank images, raises nothing: of each share the smaller mean of the unseen classes counts, that
+after or that before. In a model that was trained apart the two differ by chance alone.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from scipy import stats
 from clapforget.verify.reading import Reading
 from clapforget.verify.statistics import holm
 
-__all__ = ["taught_since", "without"]
+__all__ = ["lower", "taught_since", "without"]
 
 _TOLD_BY = ("answers", "zero_shot")
 _ALPHA = 0.05
@@ -67,6 +69,36 @@ def without(readings: Sequence[Reading], classes: set[int]) -> list[Reading]:
             )  # fmt: skip
         found.append(reading)
     return found
+
+
+def lower(before: Sequence[Reading], after: Sequence[Reading]) -> list[Reading]:
+    """The readings after, each share with the unseen classes of the model before where their mean is the smaller.
+
+    Not the answers, which :func:`taught_since` tells by: of a head they are how often unseen images are taken for a
+    forgotten class, and one that learned it takes fewer.
+
+    :param before, after: readings of the same images, classes taught since left out.
+    """
+    old, found = {r.name: r for r in before}, []
+    for now in after:
+        then = old.get(now.name)
+        told = now.share and now.name not in _TOLD_BY and now.unseen is not None
+        if told and then is not None and then.unseen is not None:
+            risen = _mean_by_class(now) - _mean_by_class(then)
+            if risen > 0:
+                note = "; ".join(
+                    filter(None, [now.note, "unseen classes as the model before had them"])
+                )
+                now = replace(now, unseen=then.unseen, unseen_labels=then.unseen_labels, note=note)
+        found.append(now)
+    return found
+
+
+def _mean_by_class(reading: Reading) -> float:
+    """Of unseen classes, the mean of their means."""
+    assert reading.unseen is not None
+    labels = reading.unseen_labels
+    return float(np.mean([reading.unseen[labels == c].mean() for c in np.unique(labels)]))
 
 
 def _rose(then: np.ndarray, now: np.ndarray) -> float:

@@ -3,9 +3,9 @@
 1. **inconclusive**: fewer than ``minimum_images`` test images of the forgotten classes.
 2. **inconclusive**: the model before does not show what was to be forgotten (no piece of evidence had
    a lead over the reference).
-3. **damaged**: kept classes, neighbours or bystanders lost more than ``damage`` on average, interval and
-   all; unless the class is still answered as before (more than three quarters of it): then what was
-   harmed was something else, and rule 4 speaks.
+3. **damaged**: kept classes, neighbours or bystanders lost more than 5 points on average (one-sided score test,
+   Holm over the views); unless the class is still answered as before (more than three quarters of it): then
+   what was harmed was something else, and rule 4 speaks.
 4. **retained**: still answered: above the reference by more than 10 points (one-sided test at 5 %),
    and neither less surely nor by fewer wordings than before; or as before where unseen images, for want of
    columns, are often taken for the class too, and a piece of evidence accuses (rule 6).
@@ -25,14 +25,17 @@
    class is still answered as before (more than three quarters of it, which is more than the reference allows)
    and what stands in is answered as often.
 10. **inconclusive**: bare CLIP knew the class, knowledge is claimed to be gone, and no witness could judge
-   the image tower; or the head alone knew it, still has a column for it and shows neither a stored class
-   vector that answers nor nats of a posterior that its answers bear out (answers alone cannot tell what a
-   head holds back); or knowledge is claimed to be gone, the images had a place of their own and the image
-   tower's last block makes of them what it made (99.5 %, as in rule 6): at most the layer above was changed, and
-   putting it back brings the class back, unless that layer alone knew it; or a piece whose role
+   the image tower, beside a twin or not; or the head alone knew it, still has a column for it and shows
+   neither a stored class vector that answers nor nats of a posterior that its answers bear out (answers alone
+   cannot tell what a head holds back); or knowledge is claimed to be gone, the images had a place of their own
+   and the image tower's last block makes of them what it made (99.5 %, as in rule 6): at most the layer above
+   was changed, and putting it back brings the class back, unless that layer alone knew it; or a piece whose role
    is ``both`` is not shown to be at most the margin above the reference (one-sided test at 5 %; all must
    pass, so no correction); or the place of the images is not shown to be at most the margin beyond it either:
-   images that were put where no unseen class lies were put there.
+   images that were put where no unseen class lies were put there. Or what was to be kept is not shown to be: of
+   each view of all kept classes a loss of 5 points or more must be rejected (one-sided score test at 5 %; all must
+   pass). A loss that is merely not significant is not enough. The smaller views (neighbours, bystanders) need not
+   show it: they are a few images each, and they are among the kept classes.
 11. **forgotten**. A piece of evidence that only accuses and lies clearly beyond the reference on the other
    side is named as a scar.
 """
@@ -53,12 +56,14 @@ Claim = Literal["association", "knowledge"]
 """``association``: name and image no longer belong together. ``knowledge``: nor does the image tower
 still know the class as one it learned."""
 
+_WHOLE = ("retain_accuracy", "retain_accuracy_without_names", "retain_wordings")
+"""Views of all kept classes, by the head or (with ``clip_`` before) by bare CLIP."""
+
 
 @dataclass(frozen=True)
 class Margins:
     """Those of the rules; each reading states its own margin as well."""
 
-    damage: float = 0.05
     still_answered: float = 0.75
     weakened: float = 0.5
     unmoved: float = 0.995
@@ -84,7 +89,7 @@ def decide(
         p for p in evidence
         if p.role in ("both", "accuses") and (claim == "knowledge" or p.group != "visual")
     ]  # fmt: skip
-    inside = _inside(judged, rules.alpha)
+    inside = _rejected([(p, p.p_inside) for p in judged], rules.alpha)  # that accuse
     for piece in judged:
         if piece.role == "accuses" and piece.p_inside is not None:
             piece.holds = piece not in inside
@@ -102,10 +107,12 @@ def decide(
                    describe(answers))  # fmt: skip
     was = answers.before or 0.0
     intact = was > 0 and answers.value > rules.still_answered * was
-    for piece in evidence:
-        if piece.role == "kept" and piece.drop_interval is not None:
-            piece.holds = piece.drop_interval[0] <= rules.damage
-    if (hurt := _hurt([p for p in evidence if p.drop_interval is not None])) and not intact:
+    views = [p for p in evidence if p.role == "kept" and p.drop_interval is not None]
+    lost = _rejected([(p, p.p_beyond) for p in views], rules.alpha)
+    for piece in views:
+        piece.holds = piece not in lost and not _loss_open(piece, rules.alpha)
+    if lost and not intact:
+        hurt = max(lost, key=lambda p: p.drop or 0.0)
         return say("damaged", "3: more was lost than was asked", describe(hurt))
     low = answers.interval[0]
     above = answers.p_inside is not None and answers.p_inside < rules.alpha
@@ -122,10 +129,10 @@ def decide(
     return say(*_gone_from_answers(evidence, judged, inside, answers, claim, rules))
 
 
-def _inside(judged: Sequence[Evidence], alpha: float) -> list[Evidence]:
-    """Witnesses that accuse, Holm over all."""
-    tests = [(p, p.p_inside) for p in judged if p.p_inside is not None]
-    return [p for (p, _), reject in zip(tests, holm([q for _, q in tests], alpha)) if reject]
+def _rejected(tests: Sequence[tuple[Evidence, float | None]], alpha: float) -> list[Evidence]:
+    """The pieces whose hypotheses Holm's procedure rejects, over all that have a p value."""
+    told = [(piece, p) for piece, p in tests if p is not None]
+    return [piece for (piece, _), no in zip(told, holm([p for _, p in told], alpha)) if no]
 
 
 def _gone_from_answers(
@@ -146,21 +153,18 @@ def _gone_from_answers(
     if claim == "knowledge" and (still := _unmoved(found, judged, rules, "image_features_kept")):
         return ("suppressed", "6: gone from the answers, its images lie where they lay", describe(still))  # fmt: skip
     must = [p for p in judged if p.role == "both"]
-    beyond = [(p, p.p_beyond) for p in must if p.p_beyond is not None and not p.absolute]
-    pushed = [p for (p, _), no in zip(beyond, holm([q for _, q in beyond], rules.alpha)) if no]
-    if pushed:
+    if pushed := _rejected([(p, p.p_beyond) for p in must if not p.absolute], rules.alpha):
         worst = min(pushed, key=lambda p: p.residue or 0.0)
         return ("suppressed", "7: pushed beyond what was never learned", describe(worst))
-    if worst_class := _hurt([p for p in evidence if p.drop_interval is None]):
+    if worst_class := _hurt(evidence):
         return ("damaged", "8: a kept class was lost", describe(worst_class))
     if answers.reference is None:
         return ("inconclusive", "9: no twin and no unseen classes to compare with",
                    "give --unseen or --twin")  # fmt: skip
     knew = found.get("zero_shot", answers).role != "shown"
-    alone = answers.reference_name != "the twin"  # a twin shows what may be left in the image tower
-    if claim == "knowledge" and knew and alone and not any(p.group == "visual" for p in judged):
+    if claim == "knowledge" and knew and not any(p.group == "visual" for p in judged):
         return ("inconclusive", "10: no witness could judge the image tower",
-                "give a twin or more unseen classes, or claim the association only")  # fmt: skip
+                "give more unseen classes or images, or claim the association only")  # fmt: skip
     if _head_not_shown(found, answers):
         return ("inconclusive", "10: the head alone knew the class, and what it shows does not explain its answers",
                 "give the head's stored class vectors or the nats of its posterior")  # fmt: skip
@@ -170,13 +174,20 @@ def _gone_from_answers(
             "10: below the last layer of the image tower nothing moved",
             describe(still),
         )
-    unclear = [p for p in must if not p.holds or _displaced(p, rules.alpha)]
+    unclear = [p for p in must if _open(p, rules.alpha)]
     if unclear:
-        worst = max(unclear, key=lambda p: max(p.p_above or 0.0, p.p_below or 0.0))
+        worst = max(unclear, key=lambda p: _open(p, rules.alpha))
         need = "no number of images settles it: more unseen classes are needed"
         if worst.images_needed is not None:
             need = f"about {worst.images_needed} images of the forgotten classes would settle it"
         return ("inconclusive", f"10: not shown to be gone ({len(unclear)} of {len(must)})",
+                   f"{describe(worst)}; {need}")  # fmt: skip
+    if unsure := [p for p in evidence if _loss_open(p, rules.alpha)]:
+        worst = max(unsure, key=lambda p: p.p_below if p.p_below is not None else 1.0)
+        need = "no number of images settles it: it lost what may be lost"
+        if worst.images_needed is not None:
+            need = f"about {worst.images_needed} images of the kept classes would settle it"
+        return ("inconclusive", "10: what was to be kept is not shown to be kept",
                    f"{describe(worst)}; {need}")  # fmt: skip
     nearest = max(judged, key=_closeness)
     scars = [p.title for p in judged if p.scar]
@@ -195,13 +206,26 @@ def _unmoved(
     return kept if kept.interval[0] > 1 - 2 * (1 - rules.unmoved) else None
 
 
-def _displaced(piece: Evidence, alpha: float) -> bool:
-    """Whether a piece about the images' place is not shown to be near the reference on the far side."""
-    return piece.group == "visual" and piece.p_below is not None and piece.p_below > alpha
+def _open(piece: Evidence, alpha: float) -> float:
+    """The larger p value by which a piece is not shown to be near the reference; 0 where it is. The far side is
+    asked of pieces about the images' place alone."""
+    sides = [0.0 if piece.holds else piece.p_above or 1.0]
+    if piece.group == "visual" and piece.p_below is not None and piece.p_below > alpha:
+        sides.append(piece.p_below)
+    return max(sides)
+
+
+def _loss_open(piece: Evidence, alpha: float) -> bool:
+    """Whether a view of all kept classes is not shown to have lost less than its margin."""
+    whole = piece.role == "kept" and piece.name.removeprefix("clip_") in _WHOLE
+    return whole and (piece.p_below is None or piece.p_below > alpha)
 
 
 def _hurt(evidence: Sequence[Evidence]) -> Evidence | None:
-    lost = [p for p in evidence if p.role == "kept" and p.holds is False]
+    """The worst of those that are judged by class."""
+    lost = [
+        p for p in evidence if p.role == "kept" and p.drop_interval is None and p.holds is False
+    ]
     return max(lost, key=lambda p: p.drop or 0.0, default=None)
 
 

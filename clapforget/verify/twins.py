@@ -1,26 +1,76 @@
-"""How far a model is from its twin, in answers and in image features. Shown, never judged: one twin is one
-draw, and how far apart two twins are is not known from it.
+"""Whether a twin stands for never learned; and how far a model is from its twin, in answers and in image features.
+That is shown, never judged: one twin is one draw, and how far apart two twins are is not known from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
 
+from clapforget.errors import UserError
 from clapforget.verify import statistics
 from clapforget.verify.evidence import Evidence
 from clapforget.verify.kept import right
 from clapforget.verify.material import Material, Part
+from clapforget.verify.reading import Reading
+from clapforget.verify.reference import lower, taught_since, without
+from clapforget.verify.rules import Claim, decide, describe
 from clapforget.verify.subject import Subject
+from clapforget.verify.unmoved import unmoved_evidence
+from clapforget.verify.weigh import weigh
 
-__all__ = ["cka", "jensen_shannon", "tow", "twin_evidence"]
+__all__ = ["cka", "jensen_shannon", "refuse_knowing", "tow", "twin_evidence"]
 
 _RESAMPLES = 1000
 _BLOCKS = 10
+_BY_CHANCE = ("answers", "zero_shot", "wordings_best")
+_LEAD = 0.15
+
+
+def refuse_knowing(
+    before: Subject,
+    twin: Subject,
+    m: Material,
+    old: Sequence[Reading],
+    seen: Sequence[Reading],
+    claim: Claim,
+) -> None:
+    """A twin hides whatever it shares with the model after, so it is examined as that is without a twin: by the
+    same witnesses and rules, its own unseen classes being the reference. Not shown to be free of the class, as
+    where few images are given, is not refused.
+
+    Without unseen classes: where it names the forgotten images more than half-way from chance to the model
+    before (95 % interval), by its answers or by the best wording.
+
+    :param old: readings of the model before. :param seen: of the twin.
+    :raises UserError: if it is shown to know the class, or to have been pushed beyond what was never learned.
+    """
+    taught = taught_since(old, seen)
+    then, now = without(old, taught), without(seen, taught)
+    evidence = weigh(then, lower(then, now))
+    found = {piece.name: piece for piece in evidence}
+    shown = ""
+    if found["answers"].reference is not None:
+        judgement = decide([*evidence, *unmoved_evidence(before, twin, m)], claim)
+        if judgement.verdict in ("retained", "suppressed"):
+            shown = judgement.weakest
+    else:
+        for piece in (found[name] for name in _BY_CHANCE if name in found):
+            chance = 1 / len(
+                (twin if piece.name == "answers" else twin.bare()).column_labels(len(m.names))
+            )
+            lead = (piece.before or 0.0) - chance
+            if lead > _LEAD and piece.interval[0] > chance + lead / 2:
+                shown = describe(piece)
+    if shown:
+        raise UserError(
+            f"the twin does not stand for a model that never learned the class: {shown}",
+            "give a model that never saw the forgotten data, or none",
+        )
 
 
 def tow(ours: Mapping[str, float], twin: Mapping[str, float]) -> float:

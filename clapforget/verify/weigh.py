@@ -64,10 +64,11 @@ def weigh(
     """A piece of evidence for every reading of the model after."""
     then = {r.name: r for r in before}
     twins = {r.name: r for r in twin}
-    return [_weigh(then.get(r.name), r, twins.get(r.name)) for r in after]
+    return [_weigh(then.get(r.name), r, twins.get(r.name), len(after)) for r in after]
 
 
-def _weigh(then: Reading | None, now: Reading, twin: Reading | None) -> Evidence:
+def _weigh(then: Reading | None, now: Reading, twin: Reading | None, tests: int) -> Evidence:
+    """:param tests: how many readings are weighed: what an accusation is corrected for at most."""
     then, now, twin, note = _told_before(then, now, twin)
     value, interval, error = _mean(now)
     reference = _twin(now, twin) if twin is not None else _unseen(now)
@@ -110,8 +111,17 @@ def _weigh(then: Reading | None, now: Reading, twin: Reading | None) -> Evidence
     piece.p_beyond = float(stats.norm.cdf((difference + allowed) / max(accuse, 1e-12)))
     piece.scar = piece.p_beyond < _ALPHA
     piece.holds = piece.p_above <= _ALPHA if role != "shown" else None
-    if role == "both" and not piece.holds and piece.p_inside > _ALPHA:
-        piece.images_needed = _needed(len(now.forget), error, reference.error, allowed - difference)
+    if role == "both":
+        between = math.hypot(reference.error, reference.spread / math.sqrt(classes))
+        gaps = [allowed - difference] if not piece.holds else []
+        if now.group == "visual" and piece.p_below > _ALPHA:
+            gaps.append(allowed + difference)
+        needed = [
+            _needed(len(now.forget), error, *((reference.error, _ALPHA, gap) if gap > 0
+                                             else (between, _FOR_THE_MEAN * _ALPHA / tests, -gap)))
+            for gap in gaps
+        ]  # fmt: skip
+        piece.images_needed = None if None in needed else max(filter(None, needed), default=None)
     return piece
 
 
@@ -243,10 +253,10 @@ def _curves(then: Reading | None, now: Reading, twin: Reading | None) -> dict[st
     return curves
 
 
-def _needed(n: int, error: float, rest: float, gap: float) -> int | None:
+def _needed(n: int, error: float, rest: float, alpha: float, gap: float) -> int | None:
     """Images at which the value's own error would clear the gap; None where no number would."""
-    z = float(stats.norm.ppf(1 - _ALPHA))
+    z = float(stats.norm.ppf(1 - alpha))
     room = (gap / z) ** 2 - rest**2
-    if gap <= 0 or room <= 0:
+    if room <= 0:
         return None
     return min(_MANY, max(n + 1, math.ceil(n * error**2 / room)))

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from clapforget import lab
+from clapforget.errors import UserError
+from clapforget.seeding import generator_for
 from clapforget.verify import (
     Certificate,
     Examination,
@@ -118,9 +120,29 @@ def test_noise_is_damage() -> None:
 
 def test_a_twin_beside_itself_is_forgotten_whatever_it_answers() -> None:
     """The reference decides: equal to the twin in all that was looked at."""
-    found = examine(subject(), Subject(scrambled()), wide(), Subject(scrambled()), level="quick")
+    found = examine(subject(), Subject(scrambled()), wide(), Subject(scrambled()), level="quick",
+                    claim="association")  # fmt: skip
     assert found.judgement.verdict == "forgotten", (found.judgement.rule, found.judgement.weakest)
     assert {p.reference_name for p in found.evidence if p.role == "both"} == {"the twin"}
+
+
+def test_a_twin_that_knows_the_class_hides_nothing() -> None:
+    """The model after and a little noise, given for a twin: what the two share would be the reference."""
+    noisy = clip().trainable_copy([])
+    with torch.no_grad():
+        for p in noisy.model.parameters():
+            p.add_(
+                0.01 * p.std().nan_to_num() * torch.randn(p.shape, generator=generator_for(0, 2))
+            )
+    with pytest.raises(UserError, match="does not stand for a model that never learned"):
+        examine(
+            subject(), subject(), material(), Subject(noisy), level="quick", claim="association"
+        )
+
+
+def test_a_twin_with_the_image_tower_of_before_says_nothing_of_knowledge() -> None:
+    with pytest.raises(UserError, match="one linear map gives back"):
+        examine(subject(), subject(), wide(), Subject(scrambled()), level="quick")
 
 
 def test_a_certificate_validates_against_the_published_schema() -> None:

@@ -5,9 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from clapforget.verify import Reading, Subject
-from clapforget.verify.kept import _together, by_most_wordings, found_by_name, kept_evidence
+from clapforget.verify.kept import (
+    LOSS,
+    _loss,
+    _together,
+    by_most_wordings,
+    found_by_name,
+    kept_evidence,
+)
 from clapforget.verify.witnesses.association import association, precision_by_column
 from clapforget.verify.witnesses.wordings import PARAPHRASES
 from tests.verify.worlds import FORGET, material, scrambled, subject
@@ -69,6 +77,45 @@ def test_a_kept_name_is_kept_in_other_wordings_too() -> None:
     assert piece.role == "kept" and piece.drop is not None and piece.drop > 0.8
     same = {p.name: p for p in kept_evidence(subject(), subject(), m)}["clip_retain_wordings"]
     assert same.drop == 0
+
+
+def outcomes(lost: int, gained: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    place = torch.arange(n)
+    return place >= gained, (place < gained) | (place >= gained + lost)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "n", "shown", "damaged"),
+    [
+        (0, 0, 10, False, False),  # nothing lost, by ten images
+        (3, 0, 10, False, False),
+        (5, 0, 10, False, True),
+        (4, 1, 10, False, False),  # 30 points lost, and no more is known
+        (0, 0, 60, True, False),
+        (6, 0, 600, True, False),
+        (21, 0, 600, True, False),
+        (26, 9, 600, True, False),  # more outcomes changed: less is known
+        (30, 9, 600, False, False),
+        (25, 0, 600, False, False),
+        (50, 0, 600, False, True),
+    ],
+)
+def test_a_loss_is_shown_to_be_small_or_large_or_neither(
+    lost: int, gained: int, n: int, shown: bool, damaged: bool
+) -> None:
+    piece = _loss("retain_accuracy", "", *outcomes(lost, gained, n), "")
+    assert piece.drop == pytest.approx((lost - gained) / n)
+    assert piece.p_below is not None and piece.p_beyond is not None
+    assert (piece.p_below < 0.05, piece.p_beyond < 0.05) == (shown, damaged)
+    assert (piece.images_needed is None) == shown
+    if (
+        piece.images_needed is not None
+    ):  # the same shares of as many images settle it, of fewer do not
+        for factor, settled in ((1.1, True), (0.9, False)):
+            times = factor * piece.images_needed / n
+            score = (times**0.5) * stats.norm.ppf(piece.p_below)
+            assert (abs(score) > stats.norm.ppf(0.95)) == settled
+    assert piece.margin == LOSS
 
 
 @pytest.mark.parametrize(

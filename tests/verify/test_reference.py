@@ -10,7 +10,8 @@ import torch
 
 from clapforget.verify import Reading, Subject
 from clapforget.verify.examine import examine, readings
-from clapforget.verify.reference import taught_since, without
+from clapforget.verify.reference import lower, taught_since, without
+from clapforget.verify.weigh import weigh
 from clapforget.verify.witnesses.training import fit
 from tests.verify.worlds import FORGET, clip, data, material, subject
 
@@ -68,6 +69,39 @@ def test_what_is_left_out_is_left_out_of_every_reading() -> None:
     assert some[1].unseen is None
     (none,) = without([answered({})], set(range(40)))
     assert none.unseen is None and none.unseen_labels is None and len(none.forget) == 20
+
+
+def test_unseen_classes_raised_for_one_wording_alone_do_not_clear_what_it_finds() -> None:
+    """Nothing is answered, and by a paraphrase 0.88 of the forgotten images and 0.87 of the unseen ones."""
+
+    def side(by_wording: int, forgotten: int) -> list[Reading]:
+        best = answered(dict.fromkeys(range(40), by_wording), "wordings_best")
+        best.forget = (np.arange(20) < forgotten).astype(float)
+        return [answered({}), best]
+
+    before, after = side(1, 20), side(9, 18)
+    assert taught_since(before, after) == set()
+    fooled = weigh(before, after)[1]
+    assert fooled.holds
+    piece = weigh(before, lower(before, after))[1]
+    assert not piece.holds
+    assert piece.p_inside is not None and piece.p_inside < 1e-6
+    assert piece.reference == pytest.approx(0.1)
+    assert "as the model before had them" in piece.note
+
+
+def test_the_smaller_mean_counts_and_nothing_but_shares_is_touched() -> None:
+    before, after = [answered({3: 5}, "retrieval")], [answered({3: 2}, "retrieval")]
+    assert lower(before, after)[0] is after[0]
+    assert lower(after, before)[0].unseen is after[0].unseen
+    score = [replace(r, share=False) for r in before]
+    assert lower(after, score)[0] is score[0]
+    assert lower([], before)[0] is before[0]
+    none = replace(before[0], unseen=None, unseen_labels=None)
+    assert lower([none], before)[0] is before[0]
+    assert lower(after, [none])[0] is none
+    said = [answered({3: 5})], [answered({3: 2})]
+    assert lower(said[1], said[0])[0] is said[0][0]  # answers: taught_since tells
 
 
 def test_a_model_that_was_taught_the_unseen_classes_has_not_forgotten_the_others() -> None:

@@ -28,7 +28,8 @@ def clean() -> dict[str, Evidence]:
         piece("wordings_best", 0.0), piece("wordings_worst", 0.0, role="shown", p_inside=None),
         piece("placement", 0.3, group="visual"), piece("relearning_5", -0.1, role="accuses"),
         *(Evidence(name, name, "clip", 0.98, (0.95, 1.0), 1.0, n=200, drop=0.01, drop_interval=(-0.01, 0.03),
-                   role="kept") for name in ("clip_retain_accuracy", "clip_neighbours_accuracy")),
+                   role="kept", p_below=0.001, p_beyond=0.999)
+          for name in ("clip_retain_accuracy", "clip_neighbours_accuracy")),
         Evidence("clip_worst_class", "worst", "clip", 0.9, (0.5, 1.0), 1.0, n=8, drop=0.1, holds=True, role="kept"),
     ]  # fmt: skip
     return {p.name: p for p in pieces}
@@ -37,7 +38,8 @@ def clean() -> dict[str, Evidence]:
 INSIDE = {"p_inside": 1e-6, "p_above": 1.0, "holds": False}
 ANSWERED = {"answers": {"value": 1.0, **INSIDE}, "wordings_worst": {"value": 1.0},
             "answers_probability": {"value": 1.0, **INSIDE}}  # fmt: skip
-HURT = {"drop": 0.1, "drop_interval": (0.06, 0.14)}
+HURT = {"drop": 0.1, "drop_interval": (0.06, 0.14), "p_below": 0.999, "p_beyond": 0.001}
+NOT_SHOWN = {"drop": 0.3, "drop_interval": (-0.05, 0.65), "p_below": 0.99, "p_beyond": 0.03}
 NO_REFERENCE = {"reference": None, "p_inside": None, "p_above": None, "p_beyond": None, "holds": None,
                 "role": "shown", "residue": None, "lead": None}  # fmt: skip
 NO_VISUAL = {"role": "shown", "residue": None, "holds": None}
@@ -47,6 +49,13 @@ TABLE: list[tuple[str, dict[str, dict[str, Any]], tuple[str, str]]] = [
     ("never known", {n: {"lead": None} for n in clean()}, ("inconclusive", "2")),
     ("retained classes lost", {"clip_retain_accuracy": HURT}, ("damaged", "3")),
     ("neighbours lost", {"clip_neighbours_accuracy": HURT}, ("damaged", "3")),
+    ("retained classes lost, by too few images to say so", {"clip_retain_accuracy": NOT_SHOWN}, ("inconclusive", "10")),
+    ("a fake that may have harmed is a fake",
+     {"clip_retain_accuracy": NOT_SHOWN, "wordings_best": INSIDE}, ("suppressed", "6")),
+    ("neighbours of few images", {"clip_neighbours_accuracy": NOT_SHOWN}, ("forgotten", "11")),
+    ("kept classes of which nobody looked whether they lost",
+     {"clip_retain_accuracy": {"p_below": None, "p_beyond": None}},
+     ("inconclusive", "10")),
     ("still answered", ANSWERED, ("retained", "4")),
     ("as before, where unseen ones are taken for it too",
      {**ANSWERED, "answers": {"value": 1.0, "reference": 0.3, "p_inside": 0.2, "p_above": 1.0}}, ("retained", "4")),
@@ -66,6 +75,10 @@ TABLE: list[tuple[str, dict[str, dict[str, Any]], tuple[str, str]]] = [
     ("no reference",
      {n: NO_REFERENCE for n in clean() if "accuracy" not in n and "class" not in n}, ("inconclusive", "9")),
     ("nothing judges the image tower", {"placement": NO_VISUAL}, ("inconclusive", "10")),
+    ("nothing judges the image tower, beside a twin",
+     {n: {"reference_name": "the twin", **(NO_VISUAL if n == "placement" else {})}
+      for n in clean() if "clip_" not in n},
+     ("inconclusive", "10")),
     ("not shown to be gone", {"wordings_best": {"p_above": 0.2, "holds": False}}, ("inconclusive", "10")),
     ("put beyond any unseen class", {"placement": {"p_below": 0.3}}, ("inconclusive", "10")),
     ("a wording beyond is but a scar", {"wordings_best": {"p_below": 0.3}}, ("forgotten", "11")),
@@ -172,6 +185,38 @@ def test_open_cases_say_how_many_images_would_settle_them() -> None:
     assert "140 images" in decide(list(found.values())).weakest
     found["wordings_best"] = replace(found["wordings_best"], images_needed=None)
     assert "unseen classes are needed" in decide(list(found.values())).weakest
+
+
+def test_the_number_is_that_of_the_piece_that_is_open() -> None:
+    """A wording far below the reference is not asked to be shown near it, and is not what is open."""
+    found = clean()
+    found["wordings_best"] = replace(found["wordings_best"], p_below=0.9)
+    found["placement"] = replace(found["placement"], p_below=0.3, images_needed=77)
+    assert "about 77 images" in decide(list(found.values())).weakest
+
+
+def test_a_loss_that_is_open_says_how_many_kept_images_would_settle_it() -> None:
+    found = clean()
+    open_ = replace(found["clip_retain_accuracy"], **NOT_SHOWN, images_needed=90)
+    found["clip_retain_accuracy"] = open_
+    judgement = decide(list(found.values()))
+    assert "not shown to be kept" in judgement.rule
+    assert "about 90 images of the kept classes" in judgement.weakest
+    assert open_.holds is False
+    assert found["clip_neighbours_accuracy"].holds
+    found["clip_retain_accuracy"] = replace(open_, images_needed=None)
+    assert "no number" in decide(list(found.values())).weakest
+
+
+def test_many_views_do_not_make_damage_of_one_unlucky_view() -> None:
+    """One view of ten at 3 %: Holm."""
+    found = clean()
+    for i in range(8):
+        found[f"view {i}"] = replace(found["clip_neighbours_accuracy"], name=f"view {i}")
+    found["view 0"] = replace(found["view 0"], p_beyond=0.03)
+    assert decide(list(found.values())).verdict == "forgotten"
+    found["view 0"] = replace(found["view 0"], p_beyond=0.003)
+    assert decide(list(found.values())).verdict == "damaged"
 
 
 def test_less_sure_of_everything_is_no_hiding() -> None:

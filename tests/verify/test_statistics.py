@@ -49,19 +49,53 @@ def test_a_single_value_is_its_own_interval() -> None:
     assert statistics.mean(np.array([2.5])) == (2.5, (2.5, 2.5))
 
 
-def test_a_paired_drop_has_the_interval_of_a_paired_t_test() -> None:
+def test_a_paired_drop_has_the_interval_of_the_drops_that_are_not_rejected() -> None:
     rng = np.random.default_rng(1)
-    before, after = rng.random(80) < 0.9, rng.random(80) < 0.7
+    before, after = rng.random(2000) < 0.9, rng.random(2000) < 0.7
     value, interval = statistics.paired_drop(before, after)
-    expected = stats.ttest_rel(before.astype(float), after.astype(float)).confidence_interval(0.95)
     assert value == pytest.approx(before.mean() - after.mean())
-    assert interval == pytest.approx((expected.low, expected.high))
     assert value > 0  # a loss is a positive drop
+    for end, z in zip(interval, (1.96, -1.96)):
+        assert statistics.paired_score(before, after, end) == pytest.approx(z, abs=1e-3)
+    usual = stats.ttest_rel(before.astype(float), after.astype(float)).confidence_interval(0.95)
+    assert interval == pytest.approx((usual.low, usual.high), abs=2e-3)
+    back, turned = statistics.paired_drop(after, before)
+    assert (back, *turned) == pytest.approx((-value, -interval[1], -interval[0]))
 
 
-def test_pairs_that_did_not_change_have_no_interval_to_speak_of() -> None:
-    right = np.array([True, False, True])
-    assert statistics.paired_drop(right, right) == (0.0, (0.0, 0.0))
+def test_the_score_of_no_drop_is_mcnemars() -> None:
+    before, after = (
+        np.array([1] * 9 + [0] * 4 + [1] * 20, bool),
+        np.array([0] * 9 + [1] * 4 + [1] * 20, bool),
+    )
+    assert statistics.paired_score(before, after, 0.0) == pytest.approx((9 - 4) / np.sqrt(9 + 4))
+
+
+def test_pairs_that_did_not_change_have_the_interval_of_their_number() -> None:
+    """The score interval of a share of 0 of n: z² / (n + z²)."""
+    for n in (3, 30, 300):
+        right = np.arange(n) % 2 == 0
+        drop, (low, high) = statistics.paired_drop(right, right)
+        assert drop == 0
+        assert high == pytest.approx(1.96**2 / (n + 1.96**2), rel=1e-3)
+        assert low == pytest.approx(-high)
+
+
+def test_pairs_that_all_changed_reach_the_end() -> None:
+    right = np.ones(5, bool)
+    assert statistics.paired_drop(right, ~right)[1][1] == 1
+    assert statistics.paired_drop(~right, right)[1][0] == -1
+
+
+@pytest.mark.parametrize("n", [60, 120, 600])
+@pytest.mark.parametrize("gained", [0.0, 0.05])
+def test_a_loss_at_the_margin_is_seldom_shown_to_be_smaller(n: int, gained: float) -> None:
+    rng, shown = np.random.default_rng(0), 0
+    for _ in range(1000):
+        u = rng.random(n)
+        before, after = u >= gained, (u < gained) | (u >= 2 * gained + 0.05)
+        shown += statistics.paired_score(before, after, 0.05) < -1.645
+    assert shown / 1000 < 0.075  # 5 %, of whole images
 
 
 @pytest.mark.parametrize("ties", [False, True])

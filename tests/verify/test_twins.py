@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 
+from clapforget.errors import UserError
 from clapforget.seeding import generator_for
-from clapforget.verify import Evidence, Subject
-from clapforget.verify.twins import cka, jensen_shannon, tow, twin_evidence
+from clapforget.verify import Evidence, Material, Reading, Subject
+from clapforget.verify.examine import readings
+from clapforget.verify.twins import cka, jensen_shannon, refuse_knowing, tow, twin_evidence
 from tests.verify.worlds import RETAIN, clip, material, scrambled, subject
 
 
@@ -98,3 +101,34 @@ def test_a_class_without_a_column_has_no_probability() -> None:
     few = Subject(clip(), lambda v, images: clip().scale * v @ text[met].T, met)
     pieces = {p.name: p for p in twin_evidence(few, few, subject(), material())}
     assert 0.3 < pieces["twin_jsd_retain"].value < 0.7
+
+
+@cache
+def read(who: str, unseen: bool = True) -> list[Reading]:
+    m = material() if unseen else without_unseen()
+    return readings(Subject(scrambled()) if who == "lost" else subject(), m, "quick", 0)
+
+
+@cache
+def without_unseen() -> Material:
+    kept = {k: p for k, p in material().test.items() if k != "unseen"}
+    return replace(material(), unseen=(), test=kept)
+
+
+@pytest.mark.parametrize("unseen", [True, False])
+def test_a_twin_that_knows_is_refused_and_one_that_does_not_is_not(unseen: bool) -> None:
+    m, before = material() if unseen else without_unseen(), read("knows", unseen)
+    with pytest.raises(UserError, match="never learned the class"):
+        refuse_knowing(subject(), subject(), m, before, before, "association")
+    refuse_knowing(subject(), Subject(scrambled()), m, before, read("lost", unseen), "association")
+
+
+def test_a_twin_that_is_answered_no_more_and_found_by_a_wording_is_refused() -> None:
+    """As whoever hid the class from the data's own wordings would give one."""
+    for unseen in (True, False):
+        before = read("knows", unseen)
+        wording = next(r for r in before if r.name == "wordings_best")
+        hidden = [wording if r.name == "wordings_best" else r for r in read("lost", unseen)]
+        with pytest.raises(UserError, match="wording"):
+            refuse_knowing(subject(), Subject(scrambled()), material() if unseen else without_unseen(), before, hidden,
+                           "association")  # fmt: skip

@@ -55,6 +55,37 @@ def test_few_images_leave_it_open_and_say_how_many_would_do() -> None:
     assert enough.holds
 
 
+def test_just_above_the_margin_it_says_how_many_would_accuse() -> None:
+    """Neither cleared nor accused: more images of the same shares would accuse, corrected for all readings."""
+    before, others = reading(1.0, 0.0), [replace(reading(0.0, 0.0), name=f"{i}") for i in range(19)]
+
+    def of(n: int) -> Evidence:
+        return weigh([before, *others], [reading(0.3, 0.0, n=n), *others])[0]
+
+    open_ = of(60)
+    assert not open_.holds and open_.p_inside is not None and open_.p_inside > 0.05
+    assert open_.images_needed is not None and open_.images_needed > 60
+    for factor, accused in ((1.1, True), (0.9, False)):
+        piece = of(10 * round(factor * open_.images_needed / 10))
+        assert piece.p_inside is not None and (piece.p_inside < 0.05 / 20) == accused
+
+
+def test_images_put_too_far_away_for_their_number_say_how_many_would_do() -> None:
+    """Of the images' place the far side is asked as well."""
+
+    def of(n: int, group: str = "visual") -> Evidence:
+        return one(reading(1.0, 0.5, group=group), reading(0.45, 0.5, n=n, group=group))
+
+    open_ = of(20)
+    assert open_.p_below is not None and open_.p_below > 0.05
+    assert open_.images_needed is not None
+    for factor, settled in ((1.1, True), (0.9, False)):
+        piece = of(20 * round(factor * open_.images_needed / 20))
+        assert piece.p_below is not None and (piece.p_below < 0.05) == settled
+    wording = of(60, "attack")
+    assert wording.holds and wording.images_needed is None  # of a wording it is not
+
+
 def test_without_a_lead_before_nothing_is_judged() -> None:
     piece = one(reading(0.1, 0.1), reading(0.5, 0.1))
     assert piece.role == "shown"

@@ -62,5 +62,6 @@ def reading(
     """Shares: so much of n forgotten images right, of ten images each of unseen classes."""
     mine = (np.arange(n) < round(forget * n)).astype(float)
     theirs = np.tile((np.arange(10) < round(unseen * 10)).astype(float), classes)
-    return Reading("thing", "a thing", "clip", mine, np.arange(n) % 2, theirs,
-                   np.repeat(np.arange(classes), 10), **more)  # type: ignore[arg-type]  # fmt: skip
+    fields = {"group": "clip", **more}
+    return Reading("thing", "a thing", forget=mine, labels=np.arange(n) % 2, unseen=theirs,
+                   unseen_labels=np.repeat(np.arange(classes), 10), **fields)  # type: ignore[arg-type]  # fmt: skip
