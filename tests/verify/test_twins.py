@@ -98,3 +98,10 @@ def test_a_class_without_a_column_has_no_probability() -> None:
     few = Subject(clip(), lambda v, images: clip().scale * v @ text[met].T, met)
     pieces = {p.name: p for p in twin_evidence(few, few, subject(), material())}
     assert 0.3 < pieces["twin_jsd_retain"].value < 0.7
+
+
+def test_features_that_do_not_differ_are_aligned_with_nothing() -> None:
+    x, flat = features(30, 8, 1), features(1, 8, 2).expand(30, 8)
+    noise = flat + 1e-8 * features(30, 8, 3)
+    for other in (flat, noise, torch.zeros(30, 8)):
+        assert cka(x, other) == cka(other, x) == cka(other, other) == 0
