@@ -129,8 +129,7 @@ def verify(
 
     check_device(device)
     if check is not None:
-        same = check_certificate(check, after, model, device)
-        say(f"{after} is {'' if same else 'NOT '}the model that {check} certifies")
+        same = check_certificate(check, after, model, device, say)
         raise typer.Exit(0 if same else 1)
     if before is None or request is None or data is None:
         raise UserError("verify needs --before, --after, --request and --data", "name all four")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
@@ -16,15 +19,18 @@ from clapforget.scenarios import ImageData, cifar100, folder, lab
 from clapforget.seeding import check_seed
 from clapforget.strategies.certify import package_versions
 from clapforget.verify import Certificate
-from clapforget.verify.document import certificate_of, check_model
+from clapforget.verify.document import certificate_of, certified_weights, check_model
 from clapforget.verify.examine import Level, examine
 from clapforget.verify.material import Material, material_from
 from clapforget.verify.rules import Claim
+from clapforget.verify.silent import heard, silent
 from clapforget.verify.subject import Subject
 
 __all__ = ["VerifyRequest", "check_certificate", "verify_models"]
 
 _SAME = 0.9999  # cosine
+_LARGEST = 64 * 2**20  # bytes of a certificate
+_SCALES = (1e-3, 1e6)  # of exp(logit_scale); open_clip trains it to at most 100
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ def load_checkpoint(text: str, model: str | None, device: str = "cpu") -> Clip:
     :param model: architecture of a file that does not say it.
     :raises UserError: as :func:`~clapforget.loading.load_clip` does.
     """
-    if Path(text).suffix or Path(text).exists():
+    if Path(text).suffix or _there(text):
         if model is not None:
             return load_clip(model, text, device)
         if text.endswith(".safetensors"):
@@ -106,10 +112,14 @@ def verify_models(request: VerifyRequest, say: Callable[[str], None]) -> Certifi
     if apart is not None:
         for option, other in (("--after", new), ("--before", old)):
             _check_apart(option, other, apart, m, request.claim)
+    for option, side in (("--before", old), ("--twin", apart)):
+        if side is not None:
+            _check_features(option, side, m)
     found = examine(
         old, new, m, apart, level=request.level, claim=request.claim, seed=request.seed,
         say=lambda part: say(f"examining the model: {part}"),
     )  # fmt: skip
+    found.judgement = heard(found.judgement, new, m)
     text = "F" + ",".join(map(str, forget))
     return certificate_of(found, m, text, before, after, request.seed, package_versions())
 
@@ -120,6 +130,25 @@ def _check_finite(option: str, clip: Clip) -> None:
             raise UserError(
                 f"{option}: {name} of {clip.pretrained or clip.name} is not finite",
                 "give whole weights",
+            )
+    scale = float(clip.scale)
+    if not _SCALES[0] <= scale <= _SCALES[1]:
+        raise UserError(
+            f"{option}: exp(logit_scale) of {clip.pretrained or clip.name} is {scale:.3g}",
+            f"give a model whose answers it makes neither all alike nor overflow: {_SCALES[0]:g} to {_SCALES[1]:g}",
+        )
+
+
+def _check_features(option: str, subject: Subject, m: Material) -> None:
+    """The model before, and a twin, are what the model after is held against.
+
+    :raises UserError: if they give no features of some test images.
+    """
+    for name, part in m.test.items():
+        if lost := silent(subject, part):
+            raise UserError(
+                f"{option}: {lost} of {len(part)} {name} test images have no features that are finite and not zero",
+                "give a model that encodes images",
             )
 
 
@@ -146,29 +175,49 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return bool(((a * b).sum(-1) > _SAME).all())
 
 
-def check_certificate(path: Path, after: str, model: str | None, device: str = "cpu") -> bool:
-    """Whether ``after`` is the model that a certificate speaks of.
+def check_certificate(
+    path: Path, after: str, model: str | None, device: str = "cpu",
+    say: Callable[[str], None] = lambda line: None,
+) -> bool:  # fmt: skip
+    """Whether ``after`` is the model that a certificate speaks of. :param say: hears it in words.
 
-    :raises UserError: if the file is no certificate.
+    :raises UserError: if the file is no certificate, or does not say whose it is.
     """
     try:
+        if _there(path) == "file" and path.stat().st_size > _LARGEST:
+            raise UserError(f"{path} is larger than any certificate", "check the path")
         certificate = Certificate.from_dict(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
+        head = "head" in certified_weights(certificate)
+    except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
             f"{path} cannot be read as a certificate ({error})", "check the path"
         ) from error
-    return check_model(certificate, load_checkpoint(after, model, device))
+    same = check_model(certificate, load_checkpoint(after, model, device))
+    unchecked = "; the head that it names as well is not checked" if head else ""
+    say(f"{after} is {'' if same else 'NOT '}the model that {path} certifies{unchecked}")
+    return same
+
+
+def _there(path: str | Path) -> Literal["folder", "file"] | None:
+    """What stands at a path, or at a text that may be none: names with commas between them are longer than
+    any file's, and then nothing does."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return None
+    return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else None
 
 
 def _data(text: str) -> ImageData:
     if text == "lab":
         return lab(train_per_class=20, test_per_class=40)
     root = Path(text)
-    if root.name.startswith("cifar100") and not (root / "train").is_dir():
+    train = _there(root / "train") == "folder"
+    if root.name.startswith("cifar100") and not train:
         return cifar100(root)
-    if (root / "train").is_dir():
+    if train:
         return folder(root)
     raise UserError(
         f"--data {text} has no train/ and test/", "give 'lab' or a folder that has both"
@@ -199,12 +248,15 @@ def _part(text: str, data: ImageData) -> Sequence[int]:
     or names with commas between them.
     """
     path = Path(text)
-    if path.is_dir():
+    there = _there(text)
+    if there == "folder":
         home = path / "test" if (path / "test").is_dir() else path
         names = sorted(p.name for p in home.iterdir() if p.is_dir() and not p.name.startswith("."))
         return [data.label_of(name) for name in names]
-    if path.is_file():
-        return [
-            data.label_of(line.strip()) for line in path.read_text().splitlines() if line.strip()
-        ]
+    if there == "file":
+        try:
+            lines = path.read_text().splitlines()
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read as a file of class names ({error})", "write one a line") from error
+        return [data.label_of(line.strip()) for line in lines if line.strip()]
     return _labels(text if not text[:1].isdigit() else f"F{text}", data)

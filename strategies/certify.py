@@ -25,6 +25,7 @@ from clapforget.verify.examine import Examination, not_tested
 from clapforget.verify.kept import kept_evidence
 from clapforget.verify.reading import Level
 from clapforget.verify.rules import Claim
+from clapforget.verify.silent import heard
 
 __all__ = ["Certifier", "Look", "certifier_of", "filled", "hashes", "noted", "package_versions"]
 
@@ -91,7 +92,7 @@ class Certifier:
         found.evidence += refit_evidence(strategy, experience, forgetting)
         certificate = filled(
             found, m, experience, before, after, sample_ids, forgetting,
-            strategy.clock.train_exp_counter, strategy.seed,
+            strategy.clock.train_exp_counter, strategy.request_seed,
         )  # fmt: skip
         if kept := strategy.model.head.keeps_of_samples:
             certificate.not_tested.append(f"what the head holds of these images for others: {kept}")
@@ -105,16 +106,21 @@ class Certifier:
                 not_tested(m, "quick"),
             )  # fmt: skip
             return Examination(judgement, [], 0.0, "quick", self.claim)
-        level, left = self.level, not_tested(m, self.level)
-        if level == "full" and not knew(before, m):
-            level, left = "quick", [_UNKNOWN, *not_tested(m, "full")]
+        level: Level = self.level
+        if blind := level == "full" and not knew(before, m):
+            level = "quick"
         asked = set(before.columns) & set(m.forget) if before.answer is not None else set()
         pair = (before, after) if asked else (before.bare(), after.bare())
         found = examine(*pair, m, level=level, claim=self.claim, seed=seed)
         if not asked and before.answer is not None and after.answer is not None:
             kept = kept_evidence(before, after, m)  # the head was not asked, but it is to be kept
             found.evidence += [e for e in kept if not e.name.startswith("clip_")]
-        found.judgement = decide(found.evidence, self.claim, found.kept_surety, not_tested=left)
+        left = found.judgement.not_tested
+        if blind:  # the full level would not do it either
+            whole = not_tested(m, "full", after=pair[1])
+            left = [_UNKNOWN, *(x for x in left if x in whole or x not in not_tested(m, "quick"))]
+        judgement = decide(found.evidence, self.claim, found.kept_surety, not_tested=left)
+        found.judgement = heard(judgement, after, m)
         return found
 
 
@@ -149,7 +155,7 @@ def filled(
     certificate.event = event
     certificate.weights = {"before": before.weights, "after": after.weights}
     certificate.forgetter = noted(forgetting)
-    certificate.text = _plain(certificate, forgetting)
+    certificate.text = _plain(certificate, found, forgetting)
     return certificate
 
 
@@ -158,10 +164,10 @@ def noted(forgetting: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in forgetting.items() if k not in ("losses", "seconds")}
 
 
-def _plain(certificate: Certificate, forgetting: dict[str, Any]) -> str:
+def _plain(certificate: Certificate, found: Examination, forgetting: dict[str, Any]) -> str:
     """The certificate in words for someone who does not read tables."""
     words = plain_words(
-        certificate.request["names"], certificate.verdict, certificate.weakest, certificate.claim
+        certificate.request["names"], found.judgement, found.claim, certificate.evidence
     )
     if done := forgetting.get("nothing_to_do"):
         words = f"Nothing was to be done: {done}. What follows was looked at once more. {words}"

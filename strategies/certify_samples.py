@@ -81,7 +81,7 @@ class SampleCertifier(Certifier):
         shadows, why = self._shadows(strategy, experience, before, sample_ids, forgetting)
         return sample_certificate(
             experience, strategy.model.clip, before, after, sample_ids, forgetting,
-            strategy.clock.train_exp_counter, strategy.seed, evidence, shadows, why,
+            strategy.clock.train_exp_counter, strategy.request_seed, evidence, shadows, why,
         )  # fmt: skip
 
     def _shadows(

@@ -30,12 +30,19 @@ _MOST_FORGET, _PART_FORGET = 30, 0.5
 _MOST_KEPT, _PART_KEPT = 8, 0.25
 
 
-def check_until(until: str, budget: int) -> None:
-    """:raises UserError: for another word, or no round at all."""
+def check_until(until: str, budget: int, level: str | None = "full") -> None:
+    """:param level: of the certificate; None: there is none.
+
+    :raises UserError: for another word, no round at all, or rounds without the full certificate: they stop at what
+        the quick level sees, and the last word is not theirs.
+    """
     if until not in ("once", "verified"):
         raise UserError(f"unknown until {until!r}", "choose once or verified")
     if budget < 1:
         raise UserError(f"a budget of {budget} rounds", "give at least 1")
+    if until == "verified" and level != "full":
+        what = "without certificates" if level is None else f"with certificates of the {level} level"
+        raise UserError(f"until='verified' {what} would end in what its own rounds say", "set certify to full")
 
 
 def unlearn_once(strategy: Any, experience: Any, rows: Tensor) -> Unlearned:

@@ -85,7 +85,7 @@ class ClapForget(RequestLearning):
         :param certify: level at which forget requests are examined, ``"full"`` (or True), ``"quick"``,
             or not at all. :param claim: see :class:`~clapforget.strategies.certify.Certifier`.
         :param until: ``"verified"`` repeats the forgetter until the quick level says forgotten, at most
-            ``budget`` times; see :mod:`clapforget.strategies.certify_until`.
+            ``budget`` times, and takes the full certificate; see :mod:`clapforget.strategies.certify_until`.
         :param seed: of everything random here. :param device: default: where the model is.
         """
         super().__init__(
@@ -98,7 +98,7 @@ class ClapForget(RequestLearning):
         self.retain_set = retain_set
         self.samples_in_clip = samples_in_clip
         self.certifier = certifier_of(certify, claim)
-        check_until(until, budget)
+        check_until(until, budget, self.certifier and self.certifier.level)
         self.claim, self.until, self.budget = claim, until, budget
         self.certificates: list[Certificate] = []
         self.last_forgetting: dict[str, Any] | None = None

@@ -18,7 +18,14 @@ from clapforget.cli import app
 from clapforget.clip import Clip
 from clapforget.loading import build_clip
 from clapforget.pretrain import save_clip
-from clapforget.run_verify import VerifyRequest, check_certificate, load_checkpoint, verify_models
+from clapforget.run_verify import (
+    VerifyRequest,
+    _part,
+    check_certificate,
+    load_checkpoint,
+    verify_models,
+)
+from clapforget.scenarios import lab as lab_data
 from clapforget.seeding import generator_for
 from clapforget.verify import schema
 
@@ -86,6 +93,60 @@ def test_check_ends_with_one_where_it_is_another_model(certified: Path, checkpoi
     same = CliRunner().invoke(app, [*arguments, str(checkpoint)])
     assert same.exit_code == 0
     assert "is the model" in same.output
+    assert "head" not in same.output
+
+
+SHA = "0" * 64
+
+
+@pytest.mark.parametrize(
+    "after",
+    [{}, {"text": SHA}, {"image": SHA, "text": SHA}, {"image": SHA, "text": SHA, "all": "0"},
+     {"image": SHA, "text": SHA, "all": 7}, None, [1]],
+)  # fmt: skip
+def test_a_certificate_that_does_not_say_whose_it_is_is_refused(
+    certified: Path, after: Any, tmp_path: Path
+) -> None:
+    """An empty or partial set of hashes holds of every model."""
+    values = json.loads(certified.read_text())
+    values["weights"] = {"before": {}} if after is None else {"before": {}, "after": after}
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(values))
+    found = CliRunner().invoke(app, ["verify", "--check", str(path), "--after", "lab-tiny"])
+    assert isinstance(found.exception, UserError)
+    assert "no SHA-256 of weights.after." in str(found.exception)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(values, schema())
+
+
+def test_a_head_that_is_not_checked_is_told(certified: Path, tmp_path: Path) -> None:
+    values = json.loads(certified.read_text())
+    values["weights"]["after"]["head"] = SHA
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(values))
+    found = CliRunner().invoke(app, ["verify", "--check", str(path), "--after", "lab-tiny"])
+    assert found.exit_code == 0
+    assert "the head that it names as well is not checked" in " ".join(found.output.split())
+
+
+def test_names_are_told_from_a_folder_and_a_file_however_many(tmp_path: Path) -> None:
+    data = lab_data(train_per_class=1, test_per_class=1)
+    names = list(data.class_names)[5:]
+    text = ",".join(names)
+    assert len(text.encode()) > 255
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    for name in names:
+        (tmp_path / "shown" / "test" / name).mkdir(parents=True)
+    for given in (text, str(tmp_path / "names.txt"), str(tmp_path / "shown")):
+        assert sorted(_part(given, data)) == list(range(5, data.num_classes))
+    (tmp_path / "names.txt").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(UserError, match="file of class names"):
+        _part(str(tmp_path / "names.txt"), data)
+    for long in ("x" * 300, "x" * 5000, "x\0y"):
+        with pytest.raises(UserError):
+            _part(long, data)
+        with pytest.raises(UserError):
+            load_checkpoint(long, None)
 
 
 @pytest.mark.parametrize(
@@ -158,11 +219,20 @@ def test_a_model_that_is_not_finite_is_told_in_a_line(part: str, tmp_path: Path)
 
 
 def test_a_file_that_is_no_certificate_is_refused(tmp_path: Path) -> None:
-    for text in ("", "{}", "[1]"):
-        path = tmp_path / "x.json"
+    path = tmp_path / "x.json"
+    start = '{"format": "clapforget certificate 1", "evidence": '
+    for text in ("", "{}", "[1]", '"text"', "7", "{", "[" * 100_000, start + "5}", start + '["x"]}', start + "[]}"):
         path.write_text(text)
         with pytest.raises(UserError):
             check_certificate(path, "lab-tiny", None)
+    path.write_bytes(b"\xff\xfe")
+    for odd in (path, tmp_path, tmp_path / "none.json", Path("x" * 300)):
+        with pytest.raises(UserError):
+            check_certificate(odd, "lab-tiny", None)
+    with path.open("wb") as file:
+        file.truncate(2**40)  # takes no room
+    with pytest.raises(UserError, match="larger than any certificate"):
+        check_certificate(path, "lab-tiny", None)
 
 
 def test_checkpoints_by_name_by_tag_and_by_file(checkpoint: Path) -> None:
@@ -170,3 +240,53 @@ def test_checkpoints_by_name_by_tag_and_by_file(checkpoint: Path) -> None:
     assert load_checkpoint(str(checkpoint), "lab-tiny").pretrained == str(checkpoint)
     with pytest.raises(UserError, match="no pretrained tag"):
         load_checkpoint("ViT-B-32:nonsense", None)
+
+
+def edited(kind: str, path: Path) -> str:
+    """The built-in model with whole weights that make nothing of images or of names."""
+    broken = load_clip("lab-tiny").trainable_copy([])
+    with torch.no_grad():
+        for name, value in broken.model.state_dict().items():
+            image = name.startswith("visual.")
+            if kind == "image projection of zeros" and name.startswith("visual.attnpool.c_proj"):
+                value.zero_()
+            elif kind == "image tower overflows" and image and value.ndim > 1:
+                value.mul_(1e12)
+            elif kind == "text tower overflows" and not image and value.ndim > 1:
+                value.mul_(1e30)
+            elif kind == "temperature" and name == "logit_scale":
+                value.fill_(1e4)
+    return saved(broken, path)
+
+
+BROKEN = ["image projection of zeros", "image tower overflows", "text tower overflows"]
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_model_that_makes_nothing_of_anything_is_damaged(
+    kind: str, images: Path, tmp_path: Path
+) -> None:
+    names, out = lab.class_names(), tmp_path / "c.json"
+    unseen = ",".join(names[c] for c in lab.unseen_classes())
+    found = CliRunner().invoke(app, [
+        "verify", "--before", "lab-tiny", "--after", edited(kind, tmp_path / "after.safetensors"),
+        "--request", names[0], "--data", str(images), "--unseen", unseen, "--level", "quick", "--out", str(out),
+    ])  # fmt: skip
+    assert found.exit_code == 0, found.output
+    values = json.loads(out.read_text())
+    jsonschema.validate(values, schema())
+    assert values["verdict"] == "damaged"
+
+
+@pytest.mark.parametrize("option", ["before", "twin"])
+def test_what_is_held_against_must_encode_images(option: str, images: Path, tmp_path: Path) -> None:
+    path = edited("image tower overflows", tmp_path / "broken.safetensors")
+    asked = VerifyRequest("lab-tiny", "lab-tiny", lab.class_names()[0], str(images), level="quick")
+    with pytest.raises(UserError, match=f"--{option}: .* have no features"):
+        verify_models(replace(asked, **{option: path}), quietly)
+
+
+def test_a_temperature_that_is_none_is_told_in_a_line(tmp_path: Path) -> None:
+    path = edited("temperature", tmp_path / "broken.safetensors")
+    with pytest.raises(UserError, match=r"--after: exp\(logit_scale\)"):
+        verify_models(VerifyRequest("lab-tiny", path, "F6", "lab", level="quick"), quietly)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
@@ -13,13 +14,17 @@ import numpy as np
 from torch import Tensor
 
 from clapforget.clip import Clip
+from clapforget.errors import UserError
 from clapforget.verify.certificate import Certificate
+from clapforget.verify.evidence import Evidence
 from clapforget.verify.examine import Examination
 from clapforget.verify.material import Material
 from clapforget.verify.reading import Reading
 from clapforget.verify.reference import without
+from clapforget.verify.rules import Claim
+from clapforget.verify.verdict import Judgement
 
-__all__ = ["certificate_of", "check_model", "plain_words", "schema", "weight_hashes"]
+__all__ = ["certificate_of", "certified_weights", "check_model", "plain_words", "schema", "weight_hashes"]
 
 
 def weight_hashes(clip: Clip) -> dict[str, str]:
@@ -32,10 +37,31 @@ def weight_hashes(clip: Clip) -> dict[str, str]:
 
 
 def check_model(certificate: Certificate, clip: Clip) -> bool:
-    """Whether a model's weights are those that the certificate was written for."""
+    """Whether a model's weights are those that the certificate was written for: image tower, text tower and all of
+    CLIP. A head is not looked at, even where the certificate names one.
+
+    :raises UserError: if the certificate does not hold the SHA-256 of all three.
+    """
     now = weight_hashes(clip)
-    then = certificate.weights["after"]
-    return all(now[part] == then[part] for part in now if part in then)
+    then = certified_weights(certificate)
+    return all(now[part] == then[part] for part in now)
+
+
+def certified_weights(certificate: Certificate) -> dict[str, str]:
+    """SHA-256 of the model after by part: ``image``, ``text``, ``all``, of a stream's certificate ``head`` as well.
+
+    :raises UserError: if one of the first three is missing, or is none.
+    """
+    then = certificate.weights.get("after") if isinstance(certificate.weights, dict) else None
+    if not isinstance(then, dict):
+        then = {}
+    for part in ("image", "text", "all"):
+        if not isinstance(then.get(part), str) or not re.fullmatch("[0-9a-f]{64}", then[part]):
+            raise UserError(
+                f"this certificate holds no SHA-256 of weights.after.{part}",
+                "give a file that this package wrote",
+            )
+    return then
 
 
 _NOT_CLAIMED = "shown, not judged: the claim is the association alone"
@@ -79,12 +105,11 @@ def certificate_of(
         seed=seed, versions=dict(versions), reference=reference or "none",
         scores=_quantiles({k: without(v, found.taught) for k, v in found.readings.items()}),
         level=found.level, seconds=round(found.seconds, 2),
-        text=plain_words(names, judgement.verdict, judgement.weakest, judgement.claim),
+        text=plain_words(names, judgement, found.claim, evidence),
     )  # fmt: skip
 
 
 _FOUND = {
-    "forgotten": "cannot be told from one that the model never learned, by anything that was tried",
     "suppressed": "is no longer answered as before, but it is still inside the model and can be brought out",
     "retained": "is still answered by the model",
     "damaged": "cannot be called cleanly forgotten: the model lost more than was asked",
@@ -92,14 +117,29 @@ _FOUND = {
 }
 
 
-def plain_words(names: Sequence[str], verdict: str, weakest: str, claim: str) -> str:
-    """The certificate for someone who does not read tables."""
-    words = (
-        f"Asked to forget {', '.join(names)}. After the request, the concept {_FOUND[verdict]}. "
-    )
-    if verdict == "forgotten":
-        words += f"What is claimed: {claim}. "
-    return words + f"The most critical finding: {weakest}."
+_GONE: dict[Claim, str] = {
+    "knowledge": "shows no more than one that the model never learned, by anything that was tried",
+    "association": "is tied to its name no more than one that the model never learned, by anything that was tried; "
+    "what the image tower makes of its images was looked at and not judged",
+}
+
+
+def plain_words(
+    names: Sequence[str], judgement: Judgement, claim: Claim, evidence: Sequence[Evidence]
+) -> str:
+    """The certificate for someone who does not read tables.
+
+    :param claim: what was to be gone. :param evidence: as the certificate holds it: a scar in it, judged, is named.
+    """
+    forgotten = judgement.verdict == "forgotten"
+    found = _GONE[claim] if forgotten else _FOUND[judgement.verdict]
+    words = f"Asked to forget {', '.join(names)}. After the request, the concept {found}. "
+    if forgotten:
+        scars = [p.title for p in evidence if p.scar and p.role in ("both", "accuses")]
+        if scars:
+            words += f"That it was made to forget can be told all the same, by a scar: {', '.join(scars)}. "
+        words += f"What is claimed: {judgement.claim}. "
+    return words + f"The most critical finding: {judgement.weakest}."
 
 
 def schema() -> dict[str, Any]:

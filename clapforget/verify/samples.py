@@ -15,10 +15,10 @@ view ``forget``. The rules, in order:
 3. **inconclusive**: fewer samples, or test images, than ``minimum_images``.
 4. **retained**: some score tells the samples from the test images: its AUROC's interval lies wholly
    more than ``answer_margin`` away from 1/2; or their accuracies differ by more than that.
-5. **inconclusive**: an interval reaches across the margin.
+5. **inconclusive**: an interval reaches across the margin; or nothing stood out before the request: no score lay
+   more than ``answer_margin`` away from 1/2, nor did the accuracies differ by more. Then doing nothing looks the same.
 6. **forgotten**.
 
-What no score told apart before the request either is weak evidence, and the weakest point says so.
 Membership by shadow heads (:mod:`~clapforget.verify.shadow_heads`) stands beside, not judged.
 """
 
@@ -78,6 +78,7 @@ def sample_evidence(before: Observation, after: Observation, seed: int = 0) -> l
                     f"samples_{score}_auroc", f"{title}: samples above test images of their classes "
                     "(AUROC)", "posterior" if score != "matched_cosine" else "clip", value, interval,
                     was, 0.5, None, "indistinguishable", "equal", len(now[0]),
+                    lead=None if was is None else was - 0.5,
                 ))  # fmt: skip
     if "pairs" in after.views and "pairs" in before.views:
         earlier, later = before.views["pairs"], after.views["pairs"]
@@ -118,9 +119,12 @@ def _accuracy(before: Observation, after: Observation) -> list[Evidence]:
     value, interval = statistics.proportion(now.right)
     reference, reference_interval = statistics.proportion(test.right)
     was = None if then.right is None else float(then.right.mean())
+    other = before.views["unseen"].right if "unseen" in before.views else None
+    lead = None if was is None or other is None else was - float(other.mean())
     return [Evidence(
         "samples_accuracy", "accuracy on the samples, answered by the strategy", "behaviour", value,
         interval, was, reference, reference_interval, "test images of their classes", "equal", now.n,
+        lead=lead,
     )]  # fmt: skip
 
 
@@ -182,9 +186,14 @@ def judge_samples(
         return say("retained", "4: the samples still stand out", _shown(apart))
     if open_ := [piece for piece, _, high in gaps if high > margin]:
         return say("inconclusive", "5: an interval reaches across the margin", _shown(open_))
-    stood_out = any(abs((p.before or 0.5) - 0.5) > margin for p in pieces if "auroc" in p.name)
-    weakest = _shown(pieces) if stood_out else "they did not stand out before the request either"
-    return say("forgotten", "6: answered like images that were never learned", weakest)
+    if not any(_stood_out(piece, margin) for piece in pieces):
+        return say("inconclusive", "5: the samples did not stand out before the request either", _shown(pieces))
+    return say("forgotten", "6: answered like images that were never learned", _shown(pieces))
+
+
+def _stood_out(piece: Evidence, margin: float) -> bool:
+    """Whether there was something to lose, before the request."""
+    return piece.lead is not None and abs(piece.lead) > margin
 
 
 def _hurt(piece: Evidence, rules: SampleRules) -> bool:

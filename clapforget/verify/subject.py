@@ -26,6 +26,12 @@ def _tokens(tokenizer: Any, names: tuple[str, ...], templates: tuple[str, ...]) 
     return tokenizer([template.format(name) for name in names for template in templates])
 
 
+def _finite(rows: Tensor) -> Tensor:
+    """Rows [n, d], those that are not finite as zeros: a tower that overflows says nothing of them, and what is
+    near no name is no knowledge."""
+    return torch.where(rows.isfinite().all(1, keepdim=True), rows, 0)
+
+
 @dataclass(eq=False)
 class Subject:
     """A model under examination. What it works out for a set of images is kept."""
@@ -60,11 +66,12 @@ class Subject:
 
     @torch.no_grad()
     def features(self, part: Part) -> Tensor:
-        """Unit-norm image features [n, d], each part encoded once."""
+        """Unit-norm image features [n, d], each part encoded once; zeros for an image of which the tower
+        gives out what is not finite."""
         if part not in self._features:
             with watch_last_block(self.clip) as left:
-                self._features[part] = self.clip.encode_image(part.images)
-            inner = torch.cat(left) if left else None
+                self._features[part] = _finite(self.clip.encode_image(part.images))
+            inner = _finite(torch.cat(left)) if left else None
             self._inner[part] = inner if inner is not None and len(inner) == len(part) else None
         return self._features[part]
 
@@ -75,11 +82,12 @@ class Subject:
 
     @torch.no_grad()
     def wordings(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-        """Text features [C, L, d] of every name in every template, encoded once."""
+        """Text features [C, L, d] of every name in every template, encoded once; zeros where one is
+        not finite."""
         key = (tuple(names), tuple(templates))
         if key not in self._wordings:
             tokens = _tokens(self.clip.tokenizer, *key).to(self.clip.device)
-            features = self.clip.encode_tokens(tokens)
+            features = _finite(self.clip.encode_tokens(tokens))
             self._wordings[key] = features.view(len(names), len(templates), -1)
         return self._wordings[key]
 

@@ -27,6 +27,7 @@ __all__ = ["cka", "jensen_shannon", "refuse_knowing", "tow", "twin_evidence"]
 
 _RESAMPLES = 1000
 _BLOCKS = 10
+_FLAT = 1e-12  # of the mean square of a kernel: less of it differing is rounding
 _BY_CHANCE = ("answers", "zero_shot", "wordings_best")
 _LEAD = 0.15
 
@@ -103,12 +104,15 @@ def cka(x: Tensor, y: Tensor) -> float:
     usual one is near 1 whatever the features.
 
     Unchanged by a rotation, a scale or an offset of either. 1: the same up to these; 0: unrelated; the
-    estimate may be a little below.
+    estimate may be a little below. 0 as well where the features of either do not differ: they say nothing.
 
     :param x: [n, d], n ≥ 4. :param y: [n, e].
     """
     k, m = (_hollow(v.double() @ v.double().T) for v in (x, y))
-    return float(_hsic(k, m) / (_hsic(k, k) * _hsic(m, m)).sqrt())
+    own, other = _hsic(k, k), _hsic(m, m)
+    if own <= _FLAT * k.square().mean() or other <= _FLAT * m.square().mean():
+        return 0.0
+    return float(_hsic(k, m) / (own * other).sqrt())
 
 
 def _hollow(gram: Tensor) -> Tensor:

@@ -20,10 +20,14 @@ _RIDGE = 1e-4
 def linear_map(x: Tensor, y: Tensor) -> Tensor:
     """The matrix W [d, e] of least ``|xW − y|² + λ |W − I|²``: as near to the identity as images allow.
 
+    The identity itself where all images are given out alike: they say nothing of the map.
+
     :param x: centred features [n, d]. :param y: of the same images [n, e].
     """
     x, y = x.double(), y.double()
     start = torch.eye(x.shape[1], y.shape[1]).to(x)
+    if not x.any():
+        return start
     ridge = _RIDGE * x.square().sum() / x.shape[1] * torch.eye(x.shape[1]).to(x)
     return start + torch.linalg.solve(x.T @ x + ridge, x.T @ (y - x @ start))
 
@@ -38,28 +42,29 @@ def unmoved_evidence(before: Subject, after: Subject, m: Material) -> list[Evide
     trained again without the class gives back about three quarters of them. Judged by rule 6 alone. The same of what
     the tower's last block makes of them, judged by rule 10 alone: where nothing below the last layer moved, that
     layer may have been all that was changed, and putting it back brings the class back.
-    Its interval takes the map as given (delta method over the images). Empty without retained attack images.
+    Its interval takes the map as given (delta method over the images). Empty without retained attack images;
+    nothing of features that do not differ before, of which there is nothing to give back.
     """
     fitted_on, part = m.shots.get("retain"), m.test["forget"]
     if fitted_on is None or len(part) < 2:
         return []
-    found = [_given_back(
+    found = _given_back(
         "image_features_kept", "features of forgotten images that one linear map gives back",
         (before.features(fitted_on), before.features(part)), (after.features(fitted_on), after.features(part)),
-    )]  # fmt: skip
+    )  # fmt: skip
     inner = [side.inner(images) for side in (before, after) for images in (fitted_on, part)]
     shown = [x for x in inner if x is not None]
     if len(shown) == 4 and shown[0].shape[1] == shown[2].shape[1]:
-        found.append(_given_back(
+        found += _given_back(
             "inner_features_kept", "what the last block makes of forgotten images that one linear map gives back",
             (shown[0], shown[1]), (shown[2], shown[3]),
-        ))  # fmt: skip
+        )  # fmt: skip
     return found
 
 
 def _given_back(
     name: str, title: str, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]
-) -> Evidence:
+) -> list[Evidence]:
     """:param before: of the images the map is fitted to [n, d], and of the forgotten ones [m, d]."""
     x, y = after[0].double(), before[0].to(after[0].device).double()
     centre, middle = x.mean(0), y.mean(0)
@@ -67,10 +72,12 @@ def _given_back(
     then = before[1].to(w) - middle
     missed = (then - (after[1].to(w) - centre) @ w).square().sum(1)
     whole = then.square().sum(1)
+    if not whole.any():
+        return []
     left = float(missed.sum() / whole.sum())
     error = float((missed - left * whole).std() / whole.mean()) / math.sqrt(len(whole))
     value = 1 - left
-    return Evidence(
+    return [Evidence(
         name, title, "visual", value, (value - 1.96 * error, min(1.0, value + 1.96 * error)), 1.0,
         direction="low", n=len(whole), note="the map is fitted to images of retained classes",
-    )  # fmt: skip
+    )]  # fmt: skip

@@ -131,6 +131,17 @@ def test_attacks_that_train_are_left_out_where_clip_knew_nothing(
     assert certificate.level == "quick"
     assert "did not know these classes" in certificate.not_tested[0]
     assert not any(piece.curve for piece in certificate.evidence)
+    assert not any("level full does" in line for line in certificate.not_tested)
+
+
+def test_a_certificate_keeps_all_that_the_examination_left_out_and_its_seed(
+    small: ImageData, make_strategy: MakeStrategy
+) -> None:
+    """The exact head stores no class vectors that stand beside CLIP's features."""
+    strategy = make_strategy(forgetter="nothing", certify="quick", posterior="exact", seed=5)
+    (certificate,) = lived(strategy, small, "L0-3 F1")
+    assert "what the head stores: it shows no class vectors" in certificate.not_tested
+    assert certificate.seed == strategy.seed * 1_000_003 + certificate.event != strategy.seed
 
 
 @pytest.mark.parametrize("options", [{"certify": "slow"}, {"claim": "everything"}])

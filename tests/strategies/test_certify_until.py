@@ -112,7 +112,19 @@ def test_what_validates_is_neither_trained_on_nor_a_test_image(
     assert set(m.test["retain"].classes()) <= set(strategy.memory.classes)
 
 
-@pytest.mark.parametrize("options", [{"until": "never"}, {"until": "verified", "budget": 0}])
-def test_odd_wishes_are_refused(make_strategy: MakeStrategy, options: dict[str, Any]) -> None:
-    with pytest.raises(UserError):
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"until": "never"}, "unknown until"),
+        ({"until": "verified", "budget": 0}, "a budget of 0"),
+        ({"until": "verified", "certify": False}, "without certificates"),
+        ({"until": "verified", "certify": "quick"}, "of the quick level"),
+    ],
+)
+def test_odd_wishes_are_refused(
+    make_strategy: MakeStrategy, options: dict[str, Any], words: str
+) -> None:
+    """Rounds stop at the quick level: the full certificate has the last word, or they would judge themselves."""
+    make_strategy(until="verified", certify="full")
+    with pytest.raises(UserError, match=words):
         make_strategy(**options)

@@ -38,9 +38,24 @@ def test_samples_that_stood_out_and_no_longer_do_are_forgotten() -> None:
     assert claim.endswith("Not removed: the attention")
 
 
-def test_samples_that_never_stood_out_prove_little_and_that_is_said() -> None:
-    verdict, weakest, _ = judged(seen(0.0), seen(0.0))
-    assert (verdict, weakest) == ("forgotten", "they did not stand out before the request either")
+def test_samples_that_never_stood_out_prove_nothing() -> None:
+    """Nothing is to be seen before, nor after: so it would be if nothing had been done."""
+    for same in (seen(0.0), seen(0.0, n=500)):
+        judgement = judge_samples(sample_evidence(same, same), False, "")
+        assert judgement.verdict == "inconclusive"
+        assert "did not stand out before" in judgement.rule
+
+
+def test_samples_that_stood_out_by_their_accuracy_alone_are_judged() -> None:
+    """Answered right more often than test images then, and as often now; a class that was harmed meanwhile
+    does not make them stand out."""
+
+    def answered(own: float, tests: float) -> Observation:
+        views = {"forget": view(800, 0.0, 1, own), "unseen": view(800, 0.0, 2, tests), "retain": view(800, 0.0, 3)}
+        return Observation(views)
+
+    assert judged(answered(1.0, 0.7), answered(0.7, 0.7))[0] == "forgotten"
+    assert judged(answered(1.0, 1.0), answered(0.7, 0.7))[0] == "inconclusive"
 
 
 @pytest.mark.parametrize("level", [-2.0, 2.0], ids=["familiar", "streisand"])

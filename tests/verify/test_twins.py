@@ -132,3 +132,10 @@ def test_a_twin_that_is_answered_no_more_and_found_by_a_wording_is_refused() -> 
         with pytest.raises(UserError, match="wording"):
             refuse_knowing(subject(), Subject(scrambled()), material() if unseen else without_unseen(), before, hidden,
                            "association")  # fmt: skip
+
+
+def test_features_that_do_not_differ_are_aligned_with_nothing() -> None:
+    x, flat = features(30, 8, 1), features(1, 8, 2).expand(30, 8)
+    noise = flat + 1e-8 * features(30, 8, 3)
+    for other in (flat, noise, torch.zeros(30, 8)):
+        assert cka(x, other) == cka(other, x) == cka(other, other) == 0

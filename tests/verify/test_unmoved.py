@@ -100,3 +100,14 @@ def test_the_interval_is_that_of_the_bootstrap() -> None:
 
 def test_without_images_of_kept_classes_nothing_is_said() -> None:
     assert unmoved_evidence(subject(), subject(), replace(material(), shots={})) == []
+
+
+def test_features_that_do_not_differ_leave_the_map_as_it_was_and_give_nothing_back() -> None:
+    x, y = torch.zeros(9, 4), torch.randn(9, 4, generator=generator_for(2))
+    torch.testing.assert_close(linear_map(x, y), torch.eye(4).double())
+    flat = subject().passing()
+    for part in (material().test["forget"], material().shots["retain"]):
+        flat.features(part)[:] = 0
+    assert [p.name for p in unmoved_evidence(flat, subject(), material())] == ["inner_features_kept"]
+    gone = unmoved_evidence(subject(), flat, material())[0]
+    assert gone.value < 0.1

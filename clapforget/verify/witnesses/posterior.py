@@ -46,7 +46,7 @@ class KroneckerLaplace:
         b = torch.diag(probs.mean(0)) - probs.T @ probs / len(probs)
         b = scale**2 * b + scale * torch.eye(len(text)).to(v)
         self.inner = torch.linalg.inv(a)
-        self.root = torch.linalg.cholesky(torch.linalg.inv(b))
+        self.root = _root_of_inverse(b)
 
     def draws(self, v: Tensor, rng: torch.Generator, count: int = _DRAWS) -> Tensor:
         """Samples of the predictive probabilities [M, n, C]."""
@@ -54,6 +54,20 @@ class KroneckerLaplace:
         spread = self.scale * ((v @ self.inner) * v).sum(1).clamp_min(0).sqrt()
         noise = torch.randn(count, 1, len(self.text), generator=rng).to(v) @ self.root.T
         return (mean + spread[:, None] * noise).softmax(-1)
+
+
+def _root_of_inverse(b: Tensor) -> Tensor:
+    """R with ``R Rᵀ = B⁻¹``: Cholesky's. Where rounding takes away that B is positive definite, as at a
+    temperature near 0, that of the eigenvectors, eigenvalues at least a rounding error of the largest.
+
+    :param b: symmetric [C, C].
+    """
+    root, failed = torch.linalg.cholesky_ex(torch.linalg.inv_ex(b).inverse)
+    if not failed and root.isfinite().all():
+        return root
+    values, vectors = torch.linalg.eigh(b.double())
+    least = torch.finfo(b.dtype).eps * values[-1]
+    return (vectors / values.clamp_min(least).sqrt()).to(b)
 
 
 def conformal_threshold(probability: np.ndarray, alpha: float = _ALPHA) -> float:

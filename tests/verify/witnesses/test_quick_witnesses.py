@@ -17,7 +17,11 @@ from clapforget.verify import WITNESSES, Part, Reading, Subject
 from clapforget.verify.reading import FULL
 from clapforget.verify.witnesses.association import precision_by_column
 from clapforget.verify.witnesses.batch_statistics import normalisations
-from clapforget.verify.witnesses.posterior import KroneckerLaplace, conformal_threshold
+from clapforget.verify.witnesses.posterior import (
+    KroneckerLaplace,
+    _root_of_inverse,
+    conformal_threshold,
+)
 from clapforget.verify.witnesses.rounding import round_weights
 from clapforget.verify.witnesses.transforms import TRANSFORMS
 from tests.verify.worlds import FORGET, RETAIN, clip, data, material, scrambled, subject
@@ -363,3 +367,18 @@ def test_a_part_without_attack_images_is_no_part(kind: str) -> None:
             WITNESSES.get(name)(subject(), m, 0)
     m = replace(material(), test={**material().test, "unseen": none, "forget": none})
     assert set(m.test) == {"forget", "retain"}, "to be told that there is too little to see"
+
+
+def test_a_laplace_posterior_that_rounding_leaves_no_cholesky_has_a_root_all_the_same() -> None:
+    """At a temperature near 0 the Hessian's least eigenvalue is lost beside the largest one."""
+    v, text = (torch.nn.functional.normalize(torch.randn(n, 8, generator=generator_for(n)), dim=1) for n in (40, 12))
+    cold = KroneckerLaplace(v, text, torch.tensor(1e6))
+    assert cold.root.isfinite().all()
+    draws = cold.draws(v, generator_for(1), 4)
+    assert draws.isfinite().all()
+    b = torch.diag(torch.tensor([4.0, 1.0, 0.25]))
+    indefinite = b - torch.diag(torch.tensor([0, 0, 0.25 + 1e-9]))
+    torch.testing.assert_close(_root_of_inverse(b), torch.diag(torch.tensor([0.5, 1.0, 2.0])))
+    root = _root_of_inverse(indefinite)
+    assert (root @ root.T).diag()[:2] == pytest.approx([0.25, 1.0])
+    assert root.isfinite().all()
