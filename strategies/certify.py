@@ -105,6 +105,7 @@ class Certifier:
                 not_tested(m, "quick"),
             )  # fmt: skip
             return Examination(judgement, [], 0.0, "quick", self.claim)
+        m = m.with_nearest_names(before.names(m.names, m.templates))
         level, left = self.level, not_tested(m, self.level)
         if level == "full" and not knew(before, m):
             level, left = "quick", [_UNKNOWN, *not_tested(m, "full")]
