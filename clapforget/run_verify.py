@@ -108,6 +108,7 @@ def verify_models(request: VerifyRequest, say: Callable[[str], None]) -> Certifi
     if twin is None and not m.unseen:
         say("no --unseen and no --twin: nothing stands in for never learned; at best inconclusive")
     old, new = Subject(before), Subject(after)
+    m = m.with_nearest_names(old.names(m.names, m.templates))
     apart = None if twin is None else Subject(twin)
     if apart is not None:
         for option, other in (("--after", new), ("--before", old)):

@@ -106,6 +106,7 @@ class Certifier:
                 not_tested(m, "quick"),
             )  # fmt: skip
             return Examination(judgement, [], 0.0, "quick", self.claim)
+        m = m.with_nearest_names(before.names(m.names, m.templates))
         level: Level = self.level
         if blind := level == "full" and not knew(before, m):
             level = "quick"

@@ -13,6 +13,7 @@ from clapforget.clip import Clip
 from clapforget.posterior.guided import GuidedHead
 from clapforget.posterior.linear import LinearHead
 from clapforget.posterior.point import PointHead, PointSumsHead
+from clapforget.posterior.predictive import Predictive
 from clapforget.seeding import generator_for
 from clapforget.strategies.model import ClapModel
 from clapforget.verify import Material, Part, Subject, Views
@@ -75,10 +76,13 @@ def subject_of(model: ClapModel) -> Subject:
     if isinstance(head, PointSumsHead) and head.sums.count.any():
         kept = head.sums.count.to(labels.device) > 0
 
-    def answer(v: Tensor, images: Tensor) -> Tensor:
+    def predict(v: Tensor, images: Tensor) -> Predictive:
         if head.prompt is not None and head.prompt.changes_images:
             v = head.prompt.encode_image(clip, images)
-        found = head.predict(v)
+        return head.predict(v)
+
+    def answer(v: Tensor, images: Tensor) -> Tensor:
+        found = predict(v, images)
         logs, level = found.probs.log(), found.energy
         if found.logits is not None:  # where a probability underflows, its logit still speaks
             logs = torch.where(found.probs > 0, logs, found.logits.log_softmax(-1))
@@ -89,7 +93,7 @@ def subject_of(model: ClapModel) -> Subject:
     vectors = _class_vectors(head)
     return Subject(
         clip, answer, labels[kept].tolist(), None if vectors is None else vectors[kept],
-        {} if isinstance(head, PointHead) else nats,
+        *(({}, None) if isinstance(head, PointHead) else (nats, predict)),
     )  # fmt: skip
 
 

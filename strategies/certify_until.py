@@ -101,6 +101,7 @@ def repeat(
     :param m: images that the task does not hold. :param budget: rounds at most.
     """
     before, seed = Subject(clip), task.seed
+    m = m.with_nearest_names(before.names(m.names, m.templates))
     judged = all(part in m.test for part in ("forget", "retain")) and knew(before, m)
     old = readings(before, m, "quick", seed) if judged else []
     rounds: list[dict[str, Any]] = []

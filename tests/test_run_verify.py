@@ -77,6 +77,8 @@ def test_two_files_and_class_folders_end_in_a_certificate(certified: Path) -> No
     assert values["request"]["names"] == [lab.class_names()[0]]
     assert values["reference"] == "unseen classes"
     assert values["weights"]["before"] == values["weights"]["after"]
+    titles = {piece["name"]: piece["title"] for piece in values["evidence"]}
+    assert "(nearest names)" in titles["clip_neighbours_accuracy"], "folders say nothing of neighbours"
 
 
 def test_the_certified_model_is_known_again_and_no_other(

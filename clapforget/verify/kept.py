@@ -91,7 +91,8 @@ def kept_evidence(before: Subject, after: Subject, m: Material) -> list[Evidence
                 part.labels, torch.tensor([c for c in classes if met is None or c in met])
             )
             if rows.any():
-                found.append(_loss(f"{prefix}{view}_accuracy", f"{_TITLES[view]}, {how}",
+                by = " (nearest names)" if view == "neighbours" and m.nearest else ""
+                found.append(_loss(f"{prefix}{view}_accuracy", f"{_TITLES[view]}{by}, {how}",
                                    then[rows], now[rows], prefix))  # fmt: skip
         rows = torch.tensor([met is None or int(c) in met for c in part.labels])
         if not rows.any():

@@ -12,7 +12,7 @@ from torch import Tensor
 from clapforget.errors import UserError
 from clapforget.seeding import generator_for
 
-__all__ = ["Material", "Part", "material_from"]
+__all__ = ["Material", "Part", "material_from", "nearest_names"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +51,7 @@ class Part:
         return sorted(set(self.labels.tolist()))
 
 
+_NEAREST = 3
 _ASKED = {("test", "forget"), ("test", "retain")}  # without them there is nothing to examine
 
 
@@ -70,6 +71,8 @@ class Material:
     unseen: tuple[int, ...] = ()
     neighbours: tuple[int, ...] = ()
     bystanders: tuple[int, ...] = ()
+    nearest: bool = False
+    """Whether the neighbours are nearest names (:meth:`with_nearest_names`); else the data set gives them."""
     test: Mapping[str, Part] = field(default_factory=dict)
     """Test images of ``forget``, ``retain`` (bystanders among them) and ``unseen``."""
     shots: Mapping[str, Part] = field(default_factory=dict)
@@ -92,10 +95,34 @@ class Material:
         test = {k: p.first(images[k]) if k in images else p for k, p in self.test.items()}
         return replace(self, test=test)
 
+    def with_nearest_names(self, text: Tensor) -> Material:
+        """Where no neighbours are given, the :func:`nearest_names` of kept classes, no bystanders among them.
+
+        :param text: features [C, d] of all names, by the model before: the one after may have moved them.
+        """
+        kept = [c for c in self.retain if c not in self.bystanders]
+        if self.neighbours or not kept:
+            return self
+        return replace(self, neighbours=nearest_names(text, self.forget, kept), nearest=True)
+
     @property
     def kept(self) -> Tensor:
         """Labels whose names are to be kept: retained classes, bystanders among them."""
         return torch.tensor(self.retain)
+
+
+def nearest_names(
+    text: Tensor, forget: Sequence[int], kept: Sequence[int], each: int = _NEAREST
+) -> tuple[int, ...]:
+    """The kept classes whose names lie nearest to a forgotten one by cosine, ascending.
+
+    :param text: features [C, d] of all names. :param each: so many for every forgotten class; some of them may be
+        the same.
+    """
+    unit = torch.nn.functional.normalize(text.cpu(), dim=-1)
+    cosine = unit[list(forget)] @ unit[list(kept)].T
+    first = cosine.topk(min(each, len(kept)), 1).indices.unique()
+    return tuple(sorted(kept[int(i)] for i in first))
 
 
 def material_from(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from clapforget.clip import Clip
+from clapforget.posterior.predictive import Predictive
 from clapforget.verify.inner import watch_last_block
 from clapforget.verify.material import Part
 
@@ -46,6 +47,9 @@ class Subject:
     """Stored class vectors [C, d] of a head, where it has any."""
     nats: dict[int, float] = field(default_factory=dict)
     """Nats of a head's posterior over its prior by class label, where it has one."""
+    predict: Callable[[Tensor, Tensor], Predictive] | None = None
+    """``predict(features, images)``: what the head's posterior predicts over :attr:`columns`, with its doubt,
+    where it has one."""
     _features: dict[Part, Tensor] = field(default_factory=dict, repr=False)
     _inner: dict[Part, Tensor | None] = field(default_factory=dict, repr=False)
     _wordings: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = field(
@@ -62,7 +66,7 @@ class Subject:
 
     def bare(self) -> Subject:
         """The CLIP without its head; what was worked out is shared."""
-        return replace(self, answer=None, columns=(), class_weights=None, nats={})
+        return replace(self, answer=None, columns=(), class_weights=None, nats={}, predict=None)
 
     @torch.no_grad()
     def features(self, part: Part) -> Tensor:

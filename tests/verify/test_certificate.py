@@ -70,7 +70,9 @@ def test_every_view_has_its_evidence(certificate: Certificate) -> None:
     names = {piece.name for piece in certificate.evidence}
     assert {"answers", "zero_shot", "matched_cosine", "head_weights", "placement", "retain_accuracy",
             "neighbours_accuracy", "clip_bystanders_accuracy", "clip_retain_accuracy",
-            "posterior_nats", "mutual_information"} <= names  # fmt: skip
+            "posterior_nats", "mutual_information", "laplace_nats", "head_entropy", "head_expected_entropy",
+            "head_mutual_information", "head_energy", "head_conformal_coverage",
+            "head_conformal_size"} <= names  # fmt: skip
     for piece in certificate.evidence:
         low, high = piece.interval
         assert low - 1e-9 <= piece.value <= high + 1e-9, piece.name

@@ -11,6 +11,7 @@ from torch import Tensor
 from clapforget.verify.asking import settled_logits
 from clapforget.verify.material import Material, Part
 from clapforget.verify.reading import Reading, array, read, witness
+from clapforget.verify.statistics import mean
 from clapforget.verify.subject import Subject
 from clapforget.verify.witnesses.answers import own_or_any
 
@@ -19,7 +20,7 @@ __all__ = ["association", "precision_by_column"]
 
 @witness("association")
 def association(subject: Subject, m: Material, seed: int) -> list[Reading]:
-    """Cosine with the own name; rank of an image in its name's column; the same in the best column
+    """Cosine with the own name, beside that with other names (shown); rank of an image in its name's column; the same in the best column
     of another name that is not to be kept.
 
     A rank within a column does not change under anything that is constant by column or rising in
@@ -36,6 +37,7 @@ def association(subject: Subject, m: Material, seed: int) -> list[Reading]:
              lambda part: _alias(subject.bare(), m, part), role="accuses", margin=0.5,
              absolute=True),
     ]  # fmt: skip
+    found += _unmatched(subject, m)
     found += [
         read("alias_answered", "images answered by one and the same name that is not kept", "attack", m,
              lambda part: _alias_answered(subject.bare(), m, part), role="accuses"),
@@ -57,6 +59,34 @@ def association(subject: Subject, m: Material, seed: int) -> list[Reading]:
         if set(m.forget) & set(subject.column_labels(len(m.names)).tolist()):
             found.append(_shut(subject, m))
     return found
+
+
+def _unmatched(subject: Subject, m: Material) -> list[Reading]:
+    """Cosine with the names of other classes, the unmatched level (mean over the kept names that are not the image's
+    own), and how far above it the own name lies: 0 at that level, and beside it unseen classes. Never having learned
+    a pair, a model may well hold it to be likelier than others; one whose own name lies below all others was pushed.
+    """
+
+    def level(part: Part) -> Tensor:
+        cosine = subject.zero_shot(part, m.names, m.templates)
+        other = m.kept[None] != part.labels[:, None]
+        kept = cosine[:, m.kept.to(cosine.device)]
+        other = other.to(kept)
+        return (kept * other).sum(1) / other.sum(1).clamp_min(1)
+
+    def above(part: Part) -> Tensor:
+        return _own(subject.zero_shot(part, m.names, m.templates), part) - level(part)
+
+    lead = read("matched_over_unmatched", "cosine with the own name over that with other names", "clip", m, above,
+                share=False, role="shown", margin=0.6, minimum_lead=0.05,
+                note="0 is the level of other names")  # fmt: skip
+    if len(lead.forget) > 1 and mean(lead.forget)[1][1] < 0:
+        lead.note += ": below it, which gives the request away"
+    return [
+        read("unmatched_cosine", "cosine of forgotten images with the names of other classes", "clip", m, level,
+             share=False, role="shown"),
+        lead,
+    ]  # fmt: skip
 
 
 def _found_by_name(subject: Subject, m: Material) -> Reading:

@@ -4,24 +4,28 @@ energy, conformal sets, and nats over the prior.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from clapforget import uncertainty
 from clapforget.seeding import generator_for
-from clapforget.uncertainty import SCORES
 from clapforget.verify.material import Material, Part
-from clapforget.verify.reading import Reading, read, witness
+from clapforget.verify.reading import Reading, Role, array, read, witness
 from clapforget.verify.statistics import correlation
 from clapforget.verify.subject import Subject
+from clapforget.verify.witnesses.answers import own_or_any
 
-__all__ = ["KroneckerLaplace", "conformal_threshold", "posterior"]
+__all__ = ["Belief", "KroneckerLaplace", "conformal_threshold", "posterior"]
 
 _DRAWS = 64
 _ALPHA = 0.1
 _EXPLAINED = 0.5  # correlation
+_DOUBTS = ("entropy", "expected_entropy", "mutual_information")
 _TEMPERATURES = torch.logspace(-1, 1.5, 26)
 
 
@@ -54,6 +58,16 @@ class KroneckerLaplace:
         spread = self.scale * ((v @ self.inner) * v).sum(1).clamp_min(0).sqrt()
         noise = torch.randn(count, 1, len(self.text), generator=rng).to(v) @ self.root.T
         return (mean + spread[:, None] * noise).softmax(-1)
+
+    def nats(self) -> Tensor:
+        """What retained images taught it of each class, in nats [C]: the divergence of the class's own weights,
+        ``N(w_c, (B⁻¹)_cc A⁻¹)``, from the prior ``N(w_c, I / s²)``, which has the name's text feature for its mean.
+
+        ``½ [s² b tr A⁻¹ + log |A| − d log (s² b) − d]`` with ``b = (B⁻¹)_cc``; 0 without images.
+        """
+        inner, root, d = self.inner.double(), self.root.double(), len(self.inner)
+        wider = self.scale.double() ** 2 * root.square().sum(1)
+        return 0.5 * (wider * inner.trace() - torch.logdet(inner) - d * wider.log() - d)
 
 
 def _root_of_inverse(b: Tensor) -> Tensor:
@@ -89,15 +103,28 @@ def temperature(logits: Tensor, labels: Tensor) -> Tensor:
     return _TEMPERATURES.to(logits)[losses.argmin()]
 
 
+class Belief(NamedTuple):
+    """What a posterior says of the images of one part."""
+
+    probs: Tensor
+    """[n, C]"""
+    scores: dict[str, Tensor]
+    """``entropy``, ``expected_entropy``, ``mutual_information`` and ``energy``, as far as it says them, [n] each."""
+
+
 @witness("posterior")
 @torch.no_grad()
 def posterior(subject: Subject, m: Material, seed: int) -> list[Reading]:
     """Laplace posterior fitted on retained attack images; its scores on forgotten and unseen test
     images; whether a 90 % conformal set, calibrated on retained test images, holds the forgotten name
-    (arXiv 2501.19403), and its size. Nats where the subject has a posterior of its own.
+    (arXiv 2501.19403), and its size; its nats over the prior by class (shown). Where the subject has a head, the
+    same of what the head itself predicts (shown), and the nats of its posterior.
     """
     fitted_on = m.shots.get("retain")
     found = _nats(subject, m)
+    if subject.answer is not None:
+        columns = subject.column_labels(len(m.names))
+        found += _readings(m, partial(_of_head, subject, m), columns, "shown", head=True)
     if fitted_on is None or not len(fitted_on):
         return found
     text = subject.names(m.names, m.templates)
@@ -105,46 +132,106 @@ def posterior(subject: Subject, m: Material, seed: int) -> list[Reading]:
     divisor = temperature(subject.clip.scale * v @ text.T, fitted_on.labels.to(v.device))
     laplace = KroneckerLaplace(v, text, subject.clip.scale / divisor)
 
-    known: dict[Part, Tensor] = {}
+    def believe(part: Part) -> Belief:
+        own = subject.features(part)
+        draws = laplace.draws(own, generator_for(seed, 34))
+        scores = {name: uncertainty.SCORES[name](draws) for name in _DOUBTS}
+        return Belief(draws.mean(0), {**scores, "energy": uncertainty.energy(laplace.scale * own @ text.T)})
 
-    def draws(part: Part) -> Tensor:
-        if part not in known:
-            known[part] = laplace.draws(subject.features(part), generator_for(seed, 34))
-        return known[part]
+    bare = subject.bare().column_labels(len(m.names))
+    return [*found, *_readings(m, believe, bare, "accuses"), _laplace_nats(laplace, m)]
 
-    def score(name: str, part: Part) -> Tensor:
-        return SCORES[name](draws(part))
 
-    def energy(part: Part) -> Tensor:
-        return (laplace.scale * subject.features(part) @ text.T).logsumexp(1)
+def _of_head(subject: Subject, m: Material, part: Part) -> Belief:
+    """By the head's own posterior; where it shows none, by the softmax of its answers."""
+    if subject.predict is not None:
+        found = subject.predict(subject.features(part), part.images)
+        return Belief(found.probs, {name: found.score(name) for name in (*_DOUBTS, "energy")})
+    logits = subject.logits(part, m.names, m.templates)
+    probs = logits.softmax(1)
+    return Belief(probs, {"entropy": uncertainty.entropy(probs), "energy": uncertainty.energy(logits)})
 
-    def mean_probs(part: Part) -> Tensor:
-        return draws(part).mean(0)
 
-    calibration = m.test["retain"]
-    own = mean_probs(calibration).gather(1, calibration.labels.to(v.device)[:, None])[:, 0]
-    threshold = conformal_threshold(own.double().cpu().numpy())
+def _readings(
+    m: Material, believe: Callable[[Part], Belief], columns: Tensor, role: Role, head: bool = False
+) -> list[Reading]:
+    """Doubt, energy and conformal sets on forgotten and unseen images, and on those of retained classes that have a
+    column, by which the sets are calibrated.
+
+    A set holds the own name where there is a column for it, be it retired; else, as for answers, the mean over
+    the forgotten classes' columns: how often an image of something else has such a name in its set.
+
+    :param believe: what is believed of a part. :param columns: class label of each column [C].
+    :param head: whether it is a head that believes: then also whether the own name is in the set and another one
+        is the answer (fake unlearning, arXiv 2501.19403).
+    """
+    retain = m.test["retain"]
+    met = torch.isin(retain.labels, columns)
+    if not met.any():
+        return []
+    known = {part: believe(part) for part in m.test.values()}
+    probs = known[retain].probs[met.to(known[retain].probs.device)]
+    place = (retain.labels[met][:, None] == columns).int().argmax(1).to(probs.device)
+    own = probs.gather(1, place[:, None])[:, 0]
+    threshold = conformal_threshold(array(own))
+
+    def sets(part: Part) -> Tensor:
+        return (1 - known[part].probs <= threshold).float()
 
     def covered(part: Part) -> Tensor:
-        p = mean_probs(part).gather(1, part.labels.to(v.device)[:, None])[:, 0]
-        return (1 - p <= threshold).float()
+        return own_or_any(sets(part), columns, part, m)
 
     def size(part: Part) -> Tensor:
-        return (1 - mean_probs(part) <= threshold).sum(1).float()
+        return sets(part).sum(1)
 
-    for name in ("entropy", "expected_entropy", "mutual_information"):
-        title = f"{name.replace('_', ' ')} on forgotten images (nats, Laplace posterior)"
-        found.append(read(name, title, "posterior", m, partial(score, name), share=False,
-                          role="accuses", margin=0.5, minimum_lead=0.02, known_is="low"))  # fmt: skip
-    return [
-        *found,
-        read("energy", "energy of forgotten images", "posterior", m, energy, share=False,
-             role="accuses", margin=0.5, minimum_lead=0.1),
-        read("conformal_coverage", "forgotten name in a 90 % conformal set", "posterior", m, covered,
-             role="accuses", margin=0.5),
-        read("conformal_size", "size of the conformal set", "posterior", m, size, share=False,
+    def faked(part: Part) -> Tensor:
+        answer = known[part].probs.argmax(1, keepdim=True)
+        return own_or_any(sets(part).scatter(1, answer, 0.0), columns, part, m)
+
+    prefix, whose, of = ("head_", ", by the head", "head") if head else ("", "", "Laplace posterior")
+    found = [
+        read(f"{prefix}{name}", f"{name.replace('_', ' ')} on forgotten images (nats, {of})", "posterior", m,
+             lambda part, name=name: known[part].scores[name], share=False, role=role, margin=0.5,
+             minimum_lead=0.02, known_is="low")
+        for name in _DOUBTS if name in known[retain].scores
+    ]  # fmt: skip
+    found += [
+        read(f"{prefix}energy", f"energy of forgotten images{whose}", "posterior", m,
+             lambda part: known[part].scores["energy"], share=False, role=role, margin=0.5, minimum_lead=0.1),
+        read(f"{prefix}conformal_size", f"size of the conformal set{whose}", "posterior", m, size, share=False,
              role="shown"),
     ]  # fmt: skip
+    for reading in found:
+        reading.retain = None if reading.retain is None else reading.retain[met.numpy()]
+    if torch.isin(columns, torch.tensor(m.forget)).any():
+        held = read(f"{prefix}conformal_coverage", f"forgotten name in a 90 % conformal set{whose}", "posterior", m,
+                    covered, role=role, margin=0.5)  # fmt: skip
+        found.append(held)
+        if head:
+            ratio = held.forget.mean() / max(found[-2].forget.mean(), 1e-9)
+            held.note = f"coverage over size of the set (CR): {ratio:.3f}"
+            found.append(read("head_conformal_faked", "answered otherwise, the forgotten name still in the "
+                              "conformal set, by the head", "posterior", m, faked, role=role, margin=0.1,
+                              absolute=True))  # fmt: skip
+    return [reading for reading in found if _finite(reading)]
+
+
+def _finite(reading: Reading) -> bool:
+    """Whether all are numbers: a head that shuts all its columns has no energy."""
+    values = (reading.forget, reading.unseen, reading.retain)
+    return all(np.isfinite(v).all() for v in values if v is not None)
+
+
+def _laplace_nats(laplace: KroneckerLaplace, m: Material) -> Reading:
+    """An entry a class."""
+    nats = array(laplace.nats())
+    forget, unseen = np.array(m.forget), np.array(m.unseen, dtype=int)
+    reading = Reading("laplace_nats", "nats over the prior that retained images give the forgotten names (Laplace "
+                      "posterior)", "posterior", nats[forget], forget, share=False, role="shown",
+                      retain=nats[list(m.retain)])  # fmt: skip
+    if len(unseen):
+        reading.unseen, reading.unseen_labels = nats[unseen], unseen
+    return reading
 
 
 def _nats(subject: Subject, m: Material) -> list[Reading]:

@@ -15,6 +15,7 @@ from clapforget.loading import build_clip
 from clapforget.seeding import generator_for
 from clapforget.verify import WITNESSES, Part, Reading, Subject
 from clapforget.verify.reading import FULL
+from clapforget.verify.weigh import weigh
 from clapforget.verify.witnesses.association import precision_by_column
 from clapforget.verify.witnesses.batch_statistics import normalisations
 from clapforget.verify.witnesses.posterior import (
@@ -128,6 +129,35 @@ def exchanged() -> Clip:
             for i, row in enumerate(mine):
                 table[row] = old[theirs[min(i, len(theirs) - 1)]]
     return other
+
+
+def test_the_level_of_other_names_stands_beside_the_cosine_with_the_own() -> None:
+    """By hand: mean cosine with the kept names that are not the image's own."""
+    m, known = material(), call("association", "unmatched_cosine")
+    cosine = subject().features(m.test["retain"]) @ subject().names(m.names, m.templates).T
+    row, own = 7, int(m.test["retain"].labels[7])
+    assert known.retain is not None
+    others = [c for c in m.retain if c != own]
+    assert known.retain[row] == pytest.approx(float(cosine[row, others].mean()), abs=1e-6)
+    over, matched = (
+        call("association", name) for name in ("matched_over_unmatched", "matched_cosine")
+    )
+    assert over.forget == pytest.approx(matched.forget - known.forget, abs=1e-6)
+    assert over.forget.mean() > 0.4 and "gives the request away" not in over.note
+    assert over.role == known.role == "shown"
+    (piece,) = weigh([over], [over])
+    low, high = piece.interval
+    assert low < piece.value < high and piece.p_beyond is not None
+
+
+def test_a_name_pushed_below_all_others_gives_the_request_away() -> None:
+    who, m = Subject(clip()), material()
+    text = subject().names(m.names, m.templates).clone()
+    text[list(FORGET)] *= -1
+    key = (tuple(m.names), tuple(m.templates))
+    who._wordings[key] = text[:, None]
+    pushed = call("association", "matched_over_unmatched", who)
+    assert pushed.forget.mean() < 0 and "gives the request away" in pushed.note
 
 
 def test_exchanged_names_are_found_under_their_alias() -> None:
