@@ -18,6 +18,7 @@ from clapforget.seeding import generator_for
 from clapforget.strategies.model import ClapModel
 from clapforget.verify import Material, Part, Subject, Views
 from clapforget.verify.kept import right
+from clapforget.verify.material import kept_images
 
 __all__ = ["knew", "request_material", "request_views", "subject_of", "validation_material"]
 
@@ -123,7 +124,8 @@ def request_material(experience: Any, views: Views, seed: int) -> Material:
     shots = {name: data.rows("train", classes) for name, classes in parts.items()}
     shots = {name: rows[free[rows]] for name, rows in shots.items()}
     each = {**_TEST, "forget": max(_TEST["forget"], _FORGET_IN_ALL // len(views.forget))}
-    return _material(data, views, parts, ("test", test, each), ("train", shots, _SHOTS), seed)
+    more = dict.fromkeys(views.retain, kept_images(len(views.retain)))
+    return _material(data, views, parts, ("test", test, each), ("train", shots, _SHOTS), seed, more)
 
 
 def validation_material(
@@ -157,29 +159,32 @@ Drawn = tuple[Any, Mapping[str, Tensor], Mapping[str, int]]
 
 
 def _material(
-    data: Any, views: Views, parts: Mapping[str, tuple[int, ...]], test: Drawn, shots: Drawn, seed: int
+    data: Any, views: Views, parts: Mapping[str, tuple[int, ...]], test: Drawn, shots: Drawn, seed: int,
+    more: Mapping[int, int] | None = None,
 ) -> Material:  # fmt: skip
-    """:param test, shots: the split, its rows by part, and how many of each class at most."""
+    """:param test, shots: the split, its rows by part, and how many of each class at most.
+    :param more: test images of single classes, instead.
+    """
     rng = generator_for(seed, 21)
 
-    def draw(drawn: Drawn) -> dict[str, Part]:
+    def draw(drawn: Drawn, more: Mapping[int, int]) -> dict[str, Part]:
         split, rows, each = drawn
         found = {}
         for name, own in rows.items():
             order = own[torch.randperm(len(own), generator=rng)]
             targets = data.split(split).targets[order]
-            chosen = [order[targets == c][: each[name]] for c in targets.unique()]
+            chosen = [order[targets == c][: more.get(int(c), each[name])] for c in targets.unique()]
             if chosen:
                 at = torch.cat(chosen)
                 found[name] = Part(data.split(split).images(at), data.split(split).targets[at])
         return found
 
-    seen = draw(test)
+    seen = draw(test, more or {})
     unseen = tuple(c for c in parts["unseen"] if "unseen" in seen and c in seen["unseen"].classes())
     others = tuple(c for c in parts["retain"] if c not in views.retain)
     return Material(
         data.class_names, data.templates, views.forget, parts["retain"], unseen,
-        views.neighbours, others, test=seen, shots=draw(shots),
+        views.neighbours, others, test=seen, shots=draw(shots, {}),
     )  # fmt: skip
 
 

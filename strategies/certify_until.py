@@ -22,7 +22,7 @@ from clapforget.strategies.forget_task import class_task
 from clapforget.unlearn.base import ForgetTask, Forgetter, Pairs, Unlearned
 from clapforget.verify import Material, Subject, examine
 from clapforget.verify.examine import readings
-from clapforget.verify.rules import Claim
+from clapforget.verify.rules import KEPT_OPEN, Claim
 
 __all__ = ["check_until", "repeat", "unlearn_once", "unlearn_until_verified"]
 
@@ -123,7 +123,7 @@ def repeat(
         if found.verdict in ("forgotten", "damaged"):
             ended = found.verdict
             break
-        if found.rule.startswith("1:"):
+        if found.rule.startswith("1:") or found.rule == KEPT_OPEN:  # no further round helps
             ended = found.rule
             break
     until = {"goal": "verified", "budget": budget, "rounds": rounds, "kept": number, "ended": ended}

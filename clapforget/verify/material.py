@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +13,9 @@ from torch import Tensor
 from clapforget.errors import UserError
 from clapforget.seeding import generator_for
 
-__all__ = ["Material", "Part", "material_from", "nearest_names"]
+__all__ = ["Material", "Part", "kept_images", "material_from", "nearest_names"]
+
+_KEPT, _KEPT_IN_ALL = 12, 160
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +128,12 @@ def nearest_names(
     return tuple(sorted(kept[int(i)] for i in first))
 
 
+def kept_images(classes: int) -> int:
+    """Test images of each class to be kept: 12, or of few classes as many as come to 160 in all, for it takes
+    about 50 of which none is lost, 120 of which 2 are, to show that a loss is below 5 points."""
+    return max(_KEPT, math.ceil(_KEPT_IN_ALL / max(classes, 1)))
+
+
 def material_from(
     data: Any,
     forget: Sequence[int],
@@ -134,7 +143,7 @@ def material_from(
     test_images: int = 30,
     unseen_images: int = 10,
     unseen_classes: int = 40,
-    retain_images: int = 12,
+    retain_images: int | None = None,
     shots: int = 20,
     members: int = 0,
     seed: int = 0,
@@ -145,7 +154,8 @@ def material_from(
     :param forget: labels of the request. :param retain: labels to be kept; default: those known from
         pretraining, else all others. :param unseen: labels that the model never learned; default:
         those not known from pretraining, where that is known.
-    :param test_images: of each forgotten class; so for ``unseen_images`` and ``retain_images``.
+    :param test_images: of each forgotten class; so for ``unseen_images`` and ``retain_images``
+        (default: as :func:`kept_images` says).
     :param unseen_classes: at most so many of the unseen ones, drawn at random.
     :param shots: attack images of each forgotten and unseen class.
     :param members: training images of each forgotten class, to ask whether they are known one by one; 0
@@ -191,7 +201,8 @@ def material_from(
         rows = torch.cat(chosen) if chosen else order
         return Part(data.split(split).images(rows), data.split(split).targets[rows])
 
-    sizes = {"forget": test_images, "retain": retain_images, "unseen": unseen_images}
+    kept = kept_images(len(retain)) if retain_images is None else retain_images
+    sizes = {"forget": test_images, "retain": kept, "unseen": unseen_images}
     parts = {"forget": forget, "retain": tuple(retain), "unseen": tuple(unseen)}
     near = set(data.neighbours(forget))
     test = {k: draw("test", c, sizes[k]) for k, c in parts.items() if len(c)}

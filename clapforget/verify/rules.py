@@ -50,12 +50,14 @@ from clapforget.verify.evidence import Evidence
 from clapforget.verify.statistics import holm
 from clapforget.verify.verdict import Judgement
 
-__all__ = ["Claim", "Margins", "decide"]
+__all__ = ["KEPT_OPEN", "Claim", "Margins", "decide"]
 
 Claim = Literal["association", "knowledge"]
 """``association``: name and image no longer belong together. ``knowledge``: nor does the image tower
 still know the class as one it learned."""
 
+KEPT_OPEN = "10: what was to be kept is not shown to be kept"
+"""The last doubt: all else is shown to be gone."""
 _WHOLE = ("retain_accuracy", "retain_accuracy_without_names", "retain_wordings")
 """Views of all kept classes, by the head or (with ``clip_`` before) by bare CLIP."""
 
@@ -187,8 +189,7 @@ def _gone_from_answers(
         need = "no number of images settles it: it lost what may be lost"
         if worst.images_needed is not None:
             need = f"about {worst.images_needed} images of the kept classes would settle it"
-        return ("inconclusive", "10: what was to be kept is not shown to be kept",
-                   f"{describe(worst)}; {need}")  # fmt: skip
+        return ("inconclusive", KEPT_OPEN, f"{describe(worst)}; {need}")
     nearest = max(judged, key=_closeness)
     scars = [p.title for p in judged if p.scar]
     scar = f"; a scar gives it away: {', '.join(scars)}" if scars else ""
