@@ -122,7 +122,7 @@ def verify_models(request: VerifyRequest, say: Callable[[str], None]) -> Certifi
     )  # fmt: skip
     found.judgement = heard(found.judgement, new, m)
     text = "F" + ",".join(map(str, forget))
-    return certificate_of(found, m, text, before, after, request.seed, package_versions())
+    return certificate_of(found, m, text, before, after, request.seed, package_versions(), twin=twin)
 
 
 def _check_finite(option: str, clip: Clip) -> None:

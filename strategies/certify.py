@@ -37,7 +37,7 @@ _UNKNOWN = (
 
 def package_versions() -> dict[str, str]:
     """Versions of what results depend on."""
-    names = ("clapforget", "torch", "open_clip_torch", "pyro-ppl", "avalanche-lib", "numpy")
+    names = ("clapforget", "torch", "open_clip_torch", "pyro-ppl", "avalanche-lib", "numpy", "scipy")
     return {name: importlib.metadata.version(name) for name in names}
 
 

@@ -165,7 +165,8 @@ def sample_certificate(
         claim=judgement.claim, not_tested=judgement.not_tested, evidence=[*found, *shown],
         forgetter=noted(forgetting), model={"name": clip.name, "pretrained": clip.pretrained},
         weights={"before": before.weights, "after": after.weights},
-        forget_data={"count": len(rows), "sha256": hashlib.sha256(ids.encode()).hexdigest()},
+        forget_data={"count": len(rows), "sha256": hashlib.sha256(ids.encode()).hexdigest(),
+                     "of": "numbers of the request's train images"},
         seed=seed, versions=package_versions(), reference="test images of the samples' classes",
         scores=score_quantiles(before.observation, after.observation), text=words,
     )  # fmt: skip

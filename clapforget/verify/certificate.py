@@ -35,9 +35,10 @@ class Certificate:
     forgetter: dict[str, Any]
     model: dict[str, str]
     weights: dict[str, dict[str, str]]
-    """SHA-256 of ``image``, ``text`` and ``head``, ``before`` and ``after``."""
+    """SHA-256 of ``image``, ``text``, ``all`` and ``head``, ``before`` and ``after``; of a ``twin`` where there is
+    one."""
     forget_data: dict[str, Any]
-    """``count`` and ``sha256`` of the sample ids."""
+    """``count`` and ``sha256`` of the sample ids, and in words whose they are (``of``)."""
     seed: int
     versions: dict[str, str]
     reference: str
@@ -48,6 +49,8 @@ class Certificate:
     """``quick`` or ``full``: see :mod:`clapforget.verify.examine`."""
     seconds: float | None = None
     """What the examination took."""
+    looked_at: dict[str, list[str]] = field(default_factory=dict)
+    """Names of the ``retained`` and ``unseen`` classes whose images were looked at."""
 
     def evidence_by_name(self, name: str) -> Evidence | None:
         """One piece of evidence."""

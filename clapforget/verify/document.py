@@ -19,7 +19,7 @@ from clapforget.verify.certificate import Certificate
 from clapforget.verify.evidence import Evidence
 from clapforget.verify.examine import Examination
 from clapforget.verify.material import Material
-from clapforget.verify.reading import Reading
+from clapforget.verify.reading import Level, Reading
 from clapforget.verify.reference import without
 from clapforget.verify.rules import Claim
 from clapforget.verify.verdict import Judgement
@@ -69,14 +69,16 @@ _NOT_CLAIMED = "shown, not judged: the claim is the association alone"
 
 def certificate_of(
     found: Examination, m: Material, text: str, before: Clip, after: Clip, seed: int,
-    versions: Mapping[str, str], images: Tensor | None = None,
+    versions: Mapping[str, str], images: Tensor | None = None, twin: Clip | None = None,
 ) -> Certificate:  # fmt: skip
     """Write down an examination.
 
     :param text: the request. :param versions: of the packages that results depend on.
-    :param images: that were to be forgotten [n, 3, h, w]; default: the test images looked at. Each is
-        named by the SHA-256 of its pixels.
+    :param images: the request's train images [n, 3, h, w]; default: the test images looked at. Each is
+        named by the SHA-256 of its pixels. :param twin: that was the reference, if there was one.
     """
+    of = "test images that were looked at" if images is None else "the request's train images"
+    weights = {"before": before, "after": after, **({} if twin is None else {"twin": twin})}
     images = m.test["forget"].images if images is None else images
     each = sorted(
         hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in images.cpu().contiguous()
@@ -97,16 +99,46 @@ def certificate_of(
     return Certificate(
         request={"text": text, "classes": list(m.forget), "names": names}, event=0,
         verdict=judgement.verdict, rule=judgement.rule, weakest=judgement.weakest,
-        claim=judgement.claim, not_tested=judgement.not_tested, evidence=evidence,
+        claim=judgement.claim, not_tested=[*judgement.not_tested, *_could_not_look(found)], evidence=evidence,
         forgetter={}, model={"name": before.name, "pretrained": before.pretrained},
-        weights={"before": weight_hashes(before), "after": weight_hashes(after)},
+        weights={when: weight_hashes(clip) for when, clip in weights.items()},
         forget_data={"count": len(each), "sha256": hashlib.sha256("".join(each).encode()).hexdigest(),
-                     "ids": each},
+                     "ids": each, "of": of},
         seed=seed, versions=dict(versions), reference=reference or "none",
         scores=_quantiles({k: without(v, found.taught) for k, v in found.readings.items()}),
         level=found.level, seconds=round(found.seconds, 2),
         text=plain_words(names, judgement, found.claim, evidence),
+        looked_at={"retained": _names(m, "retain"), "unseen": _names(m, "unseen")},
     )  # fmt: skip
+
+
+def _names(m: Material, part: str) -> list[str]:
+    return [m.names[c] for c in m.test[part].classes()] if part in m.test else []
+
+
+_NEEDS: dict[Level, dict[str, str]] = {
+    "quick": {
+        "patterns": "patches on the images: no attack images of every class",
+        "other_images": "images that are no test images: none were given",
+        "placement_images": "nearness to images of kept classes: not every one has attack images",
+        "conformal_coverage": "the posterior over the class weights: no attack images of retained classes",
+        "nearest_mean_1": "probes: no attack images",
+    },
+    "full": {
+        "relearning_1": "relearning: no attack images of the forgotten classes",
+        "resurfacing": "fine-tuning on retained data: no attack images of retained classes",
+        "learned_pattern": "a learned mark: no attack images of forgotten and of retained classes",
+        "learned_prompt": "a learned prompt: no attack images, or a text tower without a table of token vectors",
+    },
+}
+"""What a reading would need, by level, where its witness could not look."""
+
+
+def _could_not_look(found: Examination) -> list[str]:
+    seen = {r.name for r in found.readings.get("after", ())}
+    levels: tuple[Level, ...] = ("quick", "full") if found.level == "full" else ("quick",)
+    asked = [need for level in levels for need in _NEEDS[level].items()] if seen else []
+    return [why for name, why in asked if name not in seen]
 
 
 _FOUND = {

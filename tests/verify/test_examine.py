@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -187,3 +188,35 @@ def test_what_was_kept_is_looked_at_by_view() -> None:
     assert {"clip_retain_accuracy", "clip_neighbours_accuracy", "clip_worst_class",
             "clip_retain_accuracy_without_names"} <= names  # fmt: skip
     assert set(RETAIN) >= set(material().neighbours)
+
+
+def test_a_certificate_says_all_that_its_verdict_depends_on() -> None:
+    m, found = material(), nothing()
+    alone = certificate()
+    assert alone.looked_at["retained"] == [m.names[c] for c in m.test["retain"].classes()]
+    assert alone.looked_at["unseen"] == [m.names[c] for c in m.test["unseen"].classes()]
+    assert alone.forget_data["of"] == "test images that were looked at"
+    beside = certificate_of(found, m, "F6,30", clip(), clip(), 0, {}, twin=scrambled())
+    assert beside.weights["twin"]["all"] == scrambled().fingerprint() != beside.weights["after"]["all"]
+    jsonschema.validate(json.loads(json.dumps(beside.to_dict())), schema())
+
+
+def test_a_certificate_of_before_is_still_read() -> None:
+    values = json.loads(json.dumps(certificate().to_dict()))
+    del values["looked_at"], values["forget_data"]["of"]
+    jsonschema.validate(values, schema())
+    old = Certificate.from_dict(values)
+    assert check_model(old, clip())
+    assert old.looked_at == {}
+
+
+def test_witnesses_that_could_not_look_are_named() -> None:
+    assert not any("attack images" in line for line in certificate().not_tested)
+    found = nothing()
+    blind = {"after": [r for r in found.readings["after"] if not r.name.startswith(("patterns", "placement_i"))]}
+    left = certificate_of(replace(found, readings=blind), material(), "F6,30", clip(), clip(), 0, {}).not_tested
+    assert any(line.startswith("patches on the images") for line in left)
+    assert any(line.startswith("nearness to images of kept classes") for line in left)
+    full = replace(found, level="full")
+    left = certificate_of(full, material(), "F6,30", clip(), clip(), 0, {}).not_tested
+    assert any("without a table of token vectors" in line for line in left)

@@ -22,17 +22,23 @@ _TESTED = 10
 def relearning(subject: Subject, m: Material, seed: int) -> list[Reading]:
     """Accuracy on test images over steps of relearning, and its area (the mean of the curve).
 
-    Forgotten and unseen classes are learned together in one run, from equally many images each: the
-    unseen ones show how fast something new is learned by this very model. Faster than they: something
-    stayed. Slower: a scar (relearn time, Golatkar et al. 2020; both directions are told).
+    Forgotten and unseen classes are learned together in one run, from equally many images each: at most as many as
+    every class has (one run, where two would come to the same). The unseen ones show how fast something new is
+    learned by this very model. Faster than they: something stayed. Slower: a scar (relearn time, Golatkar et al.
+    2020; both directions are told).
     """
     if "forget" not in m.shots:
         return []
     tests = {k: m.test[k].first(_TESTED) for k in ("forget", "unseen") if k in m.test}
-    found = []
-    for count in SHOTS:
-        given = [m.shots[k].first(count) for k in ("forget", "unseen") if k in m.shots]
-        part = Part(torch.cat([p.images for p in given]), torch.cat([p.labels for p in given]))
+    given = [m.shots[k] for k in ("forget", "unseen") if k in m.shots]
+    whole = Part(torch.cat([p.images for p in given]), torch.cat([p.labels for p in given]))
+    most = int(whole.labels.unique(return_counts=True)[1].min())
+    found: list[Reading] = []
+    for place, count in enumerate(SHOTS):
+        number = min(count, most)
+        if place and number <= SHOTS[place - 1]:
+            break  # the run before had all that there is
+        part = whole.first(number)
         labels = torch.tensor(some_names(m, part.classes(), seed))
         curves: dict[str, list[np.ndarray]] = {k: [] for k in tests}
 
@@ -46,7 +52,7 @@ def relearning(subject: Subject, m: Material, seed: int) -> list[Reading]:
         fit(subject.clip, part, m, labels.tolist(), STEPS, look, seed)
         area = {k: np.mean(v, axis=0) for k, v in curves.items()}
         reading = Reading(
-            f"relearning_{count}", f"relearned from {count} image{'s' * (count > 1)} a class (mean of the curve)",
+            f"relearning_{count}", f"relearned from {number} image{'s' * (number > 1)} a class (mean of the curve)",
             "attack", area["forget"], tests["forget"].labels.numpy(), role="accuses", margin=0.5,
             curve={k: [float(np.mean(x)) for x in v] for k, v in curves.items()}, curve_at=STEPS,
         )  # fmt: skip

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import torch
 
 from clapforget.clip import Clip
-from clapforget.verify import WITNESSES, Part, Subject
+from clapforget.verify import WITNESSES, Material, Part, Subject
 from clapforget.verify.reading import FULL
 from clapforget.verify.witnesses import relearning
 from clapforget.verify.witnesses.training import fit, some_names
@@ -97,3 +100,24 @@ def test_a_learned_prompt_finds_what_is_known_and_leaves_no_hook() -> None:
 def test_the_costly_ones_are_left_to_the_full_level() -> None:
     WITNESSES.names()
     assert {"relearning", "resurfacing", "learned_prompt", "learned_pattern"} == FULL
+
+
+def test_relearning_gives_every_class_as_many_images_and_says_how_many(monkeypatch) -> None:
+    """Unseen classes of other sizes would be learned faster or slower for that alone."""
+    m, given = material(), []
+    unseen = m.shots["unseen"]
+    first = unseen.classes()[0]
+    few = torch.cat([(unseen.labels != first).nonzero().flatten(), (unseen.labels == first).nonzero().flatten()[:3]])
+    uneven = replace(m, shots={**m.shots, "unseen": Part(unseen.images[few], unseen.labels[few])})
+
+    def counted(clip: Clip, part: Part, m: Material, labels: list[int], *rest: Any) -> None:
+        given.append(part.labels.unique(return_counts=True)[1].tolist())
+        fit(clip, part, m, labels, (0,), rest[1], rest[2])
+
+    monkeypatch.setattr(relearning, "fit", counted)
+    monkeypatch.setattr(relearning, "STEPS", (0,))
+    classes = len(FORGET) + len(unseen.classes())
+    found = WITNESSES.get("relearning")(subject(), uneven, 0)
+    assert given == [[1] * classes, [3] * classes]
+    assert [r.name for r in found] == ["relearning_1", "relearning_5"]
+    assert "from 3 images a class" in found[1].title
