@@ -147,11 +147,19 @@ def verify(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="A run's folder.", **_PATH)], data: Data = None
+    folder: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A run's folder, or a certificate file.", parser=parse_path)
+    ],
+    data: Data = None,
 ) -> None:
-    """Write a run's report.html again, with pictures where the data can be found."""
+    """Write a run's report.html again, with pictures where the data can be found; or draw a certificate: NAME.html
+    beside NAME.json."""
+    from clapforget.report import build_certificate
     from clapforget.run import write_report
 
+    if folder.is_file():
+        say(f"report: {build_certificate(folder)}")
+        return
     say(f"report: {write_report(folder, None if data is None else str(data))}")
 
 

@@ -458,6 +458,8 @@ FOLDERS: list[Case] = [
     ("report of nothing", lambda w: ["report", str(w.out)], ("out",)),
     ("report of a folder without a run", without_a_run("report", "OUT"), ("out",)),
     ("report of a file", lambda w: ["report", str(w.file("letter.txt", b"a"))], ("letter.txt",)),
+    ("report of another program's file", lambda w: ["report", str(w.file("letter.json", b'{"format": "x"}'))], ("letter.json", "no certificate")),
+    ("report of half a certificate", lambda w: ["report", str(w.file("half.json", b'{"format": "clapfor'))], ("half.json",)),
     ("report of a damaged config", lambda w: ["report", str(a_damaged_run(w))], ("config.yaml",)),
 ]  # fmt: skip
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from clapforget.errors import UserError
-from clapforget.report import heading, plots, tables, trust, witnesses, words
+from clapforget.report import heading, plots, tables, trust, words
+from clapforget.report.certified import certified, fill, write_page
 from clapforget.report.front import pareto_fronts
 from clapforget.report.load import (
     Event,
@@ -23,7 +21,6 @@ from clapforget.report.load import (
     load_run,
     mapping,
     number,
-    quantiles,
 )
 from clapforget.report.load import text as string
 
@@ -47,16 +44,7 @@ def build_report(
     """
     folder = Path(folder)
     run = load_run(folder)
-    page = _render(run, pictures, neighbours)
-    target, part = folder / _FILE, folder / f".{_FILE}.{os.getpid()}.part"
-    try:
-        part.write_text(page, encoding="utf-8", errors="replace")
-        part.replace(target)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error}", "make the folder writable") from error
-    finally:
-        part.unlink(missing_ok=True)
-    return target
+    return write_page(folder / _FILE, _render(run, pictures, neighbours))
 
 
 def _render(
@@ -64,16 +52,9 @@ def _render(
     pictures: Mapping[int, np.ndarray] | None,
     neighbours: Mapping[int, Sequence[int]] | None,
 ) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     shown = [_request(run, request, pictures, neighbours) for request in run.requests]
-    return environment.get_template(_FILE).render(
-        dash=words.DASH,
+    return fill(
+        _FILE,
         title=string(run.config.get("scenario"), words.DASH),
         facts=heading.facts(run),
         notes=run.notes,
@@ -89,8 +70,6 @@ def _render(
         calibration=trust.calibration(run),
         novelty=trust.novelty(run),
         configuration=_configuration(run),
-        glossary=words.GLOSSARY,
-        verdicts=words.VERDICTS,
     )
 
 
@@ -139,21 +118,6 @@ def _course(run: Run) -> list[dict[str, Any]]:
     return found
 
 
-def _scores(certificate: Mapping[str, Any], index: int) -> list[dict[str, Any]]:
-    rows = []
-    evidence = map(mapping, items(certificate.get("evidence")))
-    titles = {string(e.get("name")): string(e.get("title")).capitalize() for e in evidence}
-    for name, entry in mapping(certificate.get("scores")).items():
-        before = quantiles(mapping(entry).get("before"))
-        after = quantiles(mapping(entry).get("after"))
-        title, what = words.SCORES.get(name, (titles.get(name) or name.replace("_", " "), ""))
-        if before or after:
-            label = f"Request {index + 1}: {name} before and after"
-            rows.append({"title": title, "what": what,
-                         "plot": Markup(plots.strips(before, after, label))})  # fmt: skip
-    return rows
-
-
 def _losses(event: Event | None, index: int) -> list[dict[str, Any]]:
     rows = []
     for term, values in mapping(event.forget.get("losses") if event else None).items():
@@ -180,27 +144,13 @@ def _request(
     event = run.events[request.position] if request.position is not None else None
     forget = event.forget if event else {}
     rows, more = tables.picture_rows(run, request, pictures or {}, neighbours)
-    data = mapping(certificate.get("forget_data"))
-    count = number(data.get("count"))
-    turns, ended = witnesses.rounds(certificate)
     return {
         "number": request.index + 1,
         "text": request.text,
         "names": request.names or [run.name(c) for c in request.classes],
         "badge": words.badge(request.verdict),
         "file": request.file,
-        "plain": string(certificate.get("text")),
-        "said": [
-            (title, string(certificate.get(key), words.DASH) or words.DASH)
-            for key, title in words.SAID.items()
-        ],
-        "witnesses": witnesses.witness_strip(certificate, request.index + 1),
-        "attacks": witnesses.curves(certificate, request.index + 1),
-        "rounds": turns,
-        "ended": ended,
-        "not_tested": [string(x) for x in items(certificate.get("not_tested"))],
-        "evidence": tables.evidence_groups(certificate),
-        "scores": _scores(certificate, request.index),
+        **certified(certificate, request.index + 1),
         "forgetter": string(forget.get("forgetter"), words.DASH),
         "steps": "" if (n := number(forget.get("steps"))) is None else f"{n:.0f}",
         "seconds": words.seconds(number(forget.get("seconds"))),
@@ -214,10 +164,6 @@ def _request(
         "has_pictures": pictures is not None,
         "pictures": rows,
         "more_pictures": more,
-        "weights": tables.fingerprints(certificate),
-        "model": list(tables.flat(mapping(certificate.get("model")))),
-        "data_count": words.DASH if count is None else f"{count:.0f}",
-        "data_sha": string(data.get("sha256"), words.DASH) or words.DASH,
     }
 
 

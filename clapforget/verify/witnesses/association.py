@@ -20,8 +20,8 @@ __all__ = ["association", "precision_by_column"]
 
 @witness("association")
 def association(subject: Subject, m: Material, seed: int) -> list[Reading]:
-    """Cosine with the own name, beside that with other names (shown); rank of an image in its name's column; the
-    same in the best column of another name that is not to be kept.
+    """Cosine with the own name, beside that with other names (shown); rank of an image in its name's
+    column; the same in the best column of another name that is not to be kept.
 
     A rank within a column does not change under anything that is constant by column or rising in
     it: a subtracted constant, a temperature, a bias. A high one in another name's column says that
