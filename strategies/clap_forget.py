@@ -98,7 +98,7 @@ class ClapForget(RequestLearning):
         self.retain_set = retain_set
         self.samples_in_clip = samples_in_clip
         self.certifier = certifier_of(certify, claim)
-        check_until(until, budget, self.certifier and self.certifier.level)
+        check_until(until, budget, self.certifier.level if self.certifier else None)
         self.claim, self.until, self.budget = claim, until, budget
         self.certificates: list[Certificate] = []
         self.last_forgetting: dict[str, Any] | None = None
