@@ -23,7 +23,7 @@ from clapforget.verify.document import certificate_of, certified_weights, check_
 from clapforget.verify.examine import Level, examine
 from clapforget.verify.material import Material, material_from
 from clapforget.verify.rules import Claim
-from clapforget.verify.silent import heard, silent
+from clapforget.verify.silent import silent
 from clapforget.verify.subject import Subject
 
 __all__ = ["VerifyRequest", "check_certificate", "verify_models"]
@@ -120,7 +120,6 @@ def verify_models(request: VerifyRequest, say: Callable[[str], None]) -> Certifi
         old, new, m, apart, level=request.level, claim=request.claim, seed=request.seed,
         say=lambda part: say(f"examining the model: {part}"),
     )  # fmt: skip
-    found.judgement = heard(found.judgement, new, m)
     text = "F" + ",".join(map(str, forget))
     return certificate_of(found, m, text, before, after, request.seed, package_versions(), twin=twin)
 

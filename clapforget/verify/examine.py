@@ -13,6 +13,7 @@ from clapforget.verify.membership import image_membership
 from clapforget.verify.reading import FULL, WITNESSES, Level, Reading
 from clapforget.verify.reference import lower, taught_since, without
 from clapforget.verify.rules import Claim, decide
+from clapforget.verify.silent import heard
 from clapforget.verify.subject import Subject
 from clapforget.verify.twins import refuse_knowing, twin_evidence
 from clapforget.verify.unmoved import unmoved_evidence
@@ -108,7 +109,7 @@ def examine(
     if taught:
         left_out.insert(0, f"{len(taught)} of {len(m.unseen)} unseen classes, left out: the model after answers "
                         "them more often than the model before, so they stand for nothing")  # fmt: skip
-    judgement = decide(evidence, claim, surety, not_tested=left_out)
+    judgement = heard(decide(evidence, claim, surety, not_tested=left_out), after, m)
     return Examination(judgement, evidence, time.monotonic() - began, level, claim,
                        {"before": old, "after": new, "twin": reference}, taught, surety)  # fmt: skip
 
