@@ -187,10 +187,10 @@ def _together(
     draws = np.random.default_rng(0).binomial(largest, _CLASS_LOSS, (_DRAWS, len(largest)))
     chance = (draws * (draws - 1)).sum(1) >= (lost * (lost - 1)).sum()
     p = float((chance.sum() + 1) / (_DRAWS + 1))
-    kept, before = (float((count / sizes).mean()) for count in (has, had))
+    (kept, interval), before = statistics.mean(has / sizes, share=True), float((had / sizes).mean())
     return Evidence(
         f"{prefix}few_classes", f"retained classes, if few of them carry the loss, {how}",
-        "clip" if prefix else "behaviour", kept, statistics.proportion(now.cpu().numpy())[1], before, None, None,
+        "clip" if prefix else "behaviour", kept, interval, before, None, None,
         "before the request", "high", len(labels), before - kept, None, holds=p > _ALPHA, role="kept",
         note=f"p = {p:.2g} against a loss of at most 20 % in every class, that of the most "
         f"{lost.max():.0f} images",
