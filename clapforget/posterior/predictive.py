@@ -37,16 +37,19 @@ class Predictive:
     Gaussian, and for a mixture of Gaussians the mean variance plus the variance of the means."""
 
     @classmethod
-    def of_point(cls, probs: Tensor, energy: Tensor | None = None) -> Predictive:
+    def of_point(
+        cls, probs: Tensor, energy: Tensor | None = None, logits: Tensor | None = None
+    ) -> Predictive:
         """Of probabilities [B, C] with nothing known of what they are uncertain of: mutual information and
-        variances are zero.
+        variances are zero, and expectations over draws are what the point says.
 
-        :param energy: [B]; not a number where none is given.
+        :param energy: [B]; not a number where none is given. :param logits: [B, C], if there are any.
         """
         spread, zero = uncertainty.entropy(probs), probs.new_zeros(len(probs))
         return cls(
             probs=probs, entropy=spread, expected_entropy=spread, mutual_information=zero,
             variance=zero, variance_of_entropy=zero, energy=zero * torch.nan if energy is None else energy,
+            expected_energy=energy, logits=logits,
         )  # fmt: skip
 
     @classmethod

@@ -91,6 +91,8 @@ class ClapSettings:
             orthogonality_weight=0,
         )
         check_most(self, "clap", samples=10_000, top_samples=10_000, feedforward=100_000)
+        if not self.dropout < 1:
+            raise UserError(f"setting clap.dropout={self.dropout}", "give a part, below 1")
         if not 0 < self.prior_context <= 1:
             raise UserError(
                 f"setting clap.prior_context={self.prior_context}",
@@ -116,6 +118,12 @@ class ClapSettings:
         ):  # fmt: skip
             if wrong:
                 raise UserError(f"settings exclude each other: {why}", do)
+
+    @property
+    def unsaid(self) -> frozenset[str]:
+        """Fields of a :class:`~clapforget.posterior.Predictive` that its predictions leave out."""
+        drawn = ("variance_of_entropy", "expected_energy")
+        return frozenset(drawn if self.uncertainty == "closed-form" else ())
 
     @property
     def draws(self) -> int:
