@@ -19,7 +19,14 @@ from clapforget.prompts import PromptSettings
 from clapforget.strategies.batches import FeatureBatches, experience_labels
 from clapforget.strategies.buffer import UncertaintyBuffer, experience_samples
 from clapforget.strategies.model import ClapModel
-from clapforget.strategies.training import TrainSettings, check_elbo, check_finite, warm_up_and_cosine
+from clapforget.strategies.training import (
+    TrainSettings,
+    check_elbo,
+    check_finite,
+    check_precision,
+    warm_up_and_cosine,
+    whole_contexts,
+)
 
 __all__ = ["ClapLearning"]
 
@@ -54,13 +61,14 @@ class ClapLearning(FeatureBatches):
             model = model.to(device)
         wrapped = ClapModel(model.trainable_copy([]), posterior, head, seed, prompt)
         check_elbo(self.training_settings, prompt)
+        check_precision(head, model.device)
         parameters = list(wrapped.head.parameters()) or [nn.Parameter(torch.zeros(1))]
         super().__init__(
             model=wrapped,
             optimizer=torch.optim.SGD(parameters, lr=self.training_settings.lr),
             train_mb_size=self.training_settings.batch_size,
             train_epochs=self.training_settings.epochs,
-            eval_mb_size=eval_mb_size,
+            eval_mb_size=whole_contexts(eval_mb_size, head),
             device=model.device,
             plugins=plugins,
             evaluator=evaluator,

@@ -11,9 +11,14 @@ import torch
 from torch import Tensor
 
 from clapforget.errors import UserError, check_least, check_most
+from clapforget.posterior.settings import ClapSettings
+from clapforget.processor import has_bfloat16
 from clapforget.prompts import PromptSettings
 
-__all__ = ["PRESETS", "TrainSettings", "check_elbo", "check_finite", "warm_up_and_cosine"]
+__all__ = [
+    "PRESETS", "TrainSettings", "check_elbo", "check_finite", "check_precision", "warm_up_and_cosine",
+    "whole_contexts",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 """Named configurations of CLAP, as settings that differ from the defaults.
 
 ``default`` is the released training with answers that do not depend on the test batch; ``released``
-the README configuration of the program, test batch and mean logits included; ``paper`` the training
+the README configuration of the program, test batches of 32 and mean logits included, but with this project's
+exemplars; ``paper`` the training
 that the paper reports (batches of 64, rate 1e-3 with one epoch of five as warm-up, 1e-4 in
 consolidation), else as released. ``best`` is what this project recommends: the exact posterior with twice
 its default of random features (0.003 of CIFAR-100's last accuracy for twice the time); its
@@ -81,6 +87,25 @@ def check_elbo(training: TrainSettings, prompt: PromptSettings | None) -> None:
             "training.elbo=pyro knows no texts that depend on the image, as attriclip's do",
             "use training.elbo=closed-form",
         )
+
+
+def check_precision(head: object, device: torch.device) -> None:
+    """:raises UserError: for a head's options that ask for bfloat16 of a device that has none."""
+    if getattr(head, "precision", "float32") == "bfloat16" and not has_bfloat16(device):
+        raise UserError(
+            f"setting clap.precision=bfloat16: this {device.type} has no products in bfloat16, and would be "
+            "many times slower", "use clap.precision=float32",
+        )  # fmt: skip
+
+
+def whole_contexts(size: int, head: object) -> int:
+    """A batch size for evaluation, rounded up to whole contexts where the batch guides the classes, so that
+    answers do not depend on it.
+
+    :param head: the head's options.
+    """
+    each = head.context_batch if isinstance(head, ClapSettings) and head.context == "batch" else 1
+    return -(-size // each) * each
 
 
 def check_finite(parameters: Iterable[Tensor]) -> None:

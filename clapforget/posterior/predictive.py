@@ -17,7 +17,9 @@ __all__ = ["Predictive"]
 class Predictive:
     """Predictions for B images over C columns (the head's classes, in its order).
 
-    Uncertainties are in nats and have shape [B]; ``probs`` [B, C] sums to one. What a posterior
+    Uncertainties are in nats and have shape [B]; ``probs`` [B, C] sums to one. ``entropy`` is that of
+    ``probs``; the other doubts are of the samples behind it, ``mutual_information`` the entropy of their mean
+    less ``expected_entropy``, whether or not ``probs`` is that mean. What a posterior
     cannot say (one that draws no samples has no variance of their entropy) is None.
     """
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from avalanche.core import SupervisedPlugin
 
 from clapforget.clip import Clip
 from clapforget.errors import UserError
@@ -116,3 +118,30 @@ def test_a_point_has_what_scores_ask_for(
     learner = make_strategy(posterior=posterior, memory=memory, training=TrainSettings(epochs=1))
     learner.train(stream(data, "L0-3").train_stream)
     assert len(memory) == 12 and memory.scores.unique().numel() > 4
+
+
+class _Answers(SupervisedPlugin):
+    """Keeps what the strategy answers in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[torch.Tensor] = []
+
+    def after_eval_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self.found.append(strategy.mb_output.detach().clone())
+
+
+def test_how_many_test_images_are_asked_at_once_does_not_matter_under_batch(
+    data: ImageData, make_strategy: MakeStrategy
+) -> None:
+    head = ClapSettings(context="batch", predictive="mean-logit", context_batch=5)
+    experiences, answers = stream(data, "L0,1"), []
+    for size in (1, 12):
+        heard = _Answers()
+        learner = make_strategy(
+            head=head, eval_mb_size=size, plugins=[heard], training=TrainSettings(epochs=1)
+        )
+        learner.train(experiences.train_stream)
+        learner.eval(experiences.test_stream)
+        answers.append(torch.cat(heard.found))
+    torch.testing.assert_close(*answers)
