@@ -15,24 +15,25 @@ class UserError(ValueError):
 
 
 def check_least(settings: object, group: str, **least: float) -> None:
-    """Refuse settings below their least value.
+    """Refuse settings below their least value, or not a number.
 
     :param group: what they are called by on the command line. :param least: by attribute.
     :raises UserError: for the first of them.
     """
     for name, low in least.items():
         value = getattr(settings, name)
-        if value < low:
+        if not value >= low:
             raise UserError(f"setting {group}.{name}={value}", f"give at least {low}")
 
 
 def check_most(settings: object, group: str, **most: float) -> None:
-    """Refuse settings above their greatest value, beyond which memory is what runs out.
+    """Refuse settings above their greatest value, beyond which memory is what runs out or what they say
+    makes no sense, or not a number.
 
     :param group: what they are called by on the command line. :param most: by attribute.
     :raises UserError: for the first of them.
     """
     for name, high in most.items():
         value = getattr(settings, name)
-        if value > high:
+        if not value <= high:
             raise UserError(f"setting {group}.{name}={value}", f"give at most {high}")

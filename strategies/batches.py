@@ -30,8 +30,12 @@ class FeatureBatches(UnlearningTemplate):
     training_settings: TrainSettings
 
     def _open(self, memory: UncertaintyBuffer | None, seed: int) -> None:
-        """Begin with nothing read. :param memory: default 2,000 exemplars by coverage."""
+        """Begin with nothing read. :param memory: default 2,000 exemplars by coverage.
+
+        :raises UserError: for a score that asks for what the head does not say.
+        """
         self.memory = UncertaintyBuffer(2000, "coverage", seed) if memory is None else memory
+        self.memory.select.check(self.model.head.settings)
         self.seed = seed
         self.cache = FeatureCache(self.model.clip)
         """Features of CLIP as it is."""

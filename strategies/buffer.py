@@ -107,6 +107,7 @@ class UncertaintyBuffer(ExemplarsBuffer):
         :param with_held: whether these three describe the memory's exemplars, followed by the new
             samples. Then exemplars of a class that new samples came for are scored again, together
             with them; otherwise their scores stay as they are.
+        :raises UserError: for scores that are not numbers.
         """
         generator = generator_for(self.seed, 11, self.rounds)
         self.rounds += 1
@@ -130,7 +131,11 @@ class UncertaintyBuffer(ExemplarsBuffer):
         )  # fmt: skip
         if len(rows):
             scores[rows] = self.select(candidates).float().cpu()
-        assert not scores.isnan().any(), f"exemplar score {self.score!r} is not a number"
+        if scores.isnan().any():
+            raise UserError(
+                f"exemplar score {self.score!r} is not a number: training has diverged",
+                "lower its rate",
+            )
         self._keep(images, labels, torch.cat([self.sample_ids, ids[fresh]]), scores, mass)
 
     def _keep(

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clapforget.clip import Clip
-from clapforget.errors import UserError, check_least
+from clapforget.errors import UserError, check_least, check_most
 from clapforget.strategies.buffer import experience_samples
 from clapforget.strategies.clap_forget import ClapForget, strategy_arguments
 from clapforget.strategies.registry import STRATEGIES, StrategyEntry, StrategyOptions
@@ -48,6 +48,7 @@ class FinetuneSettings:
     def __post_init__(self) -> None:
         """:raises UserError: for numbers that make no sense."""
         check_least(self, "finetune", blocks=1, lr=0, weight_decay=0)
+        check_most(self, "finetune", blocks=1_000, lr=10, weight_decay=10)
 
 
 class Finetune(ClapForget):

@@ -10,7 +10,6 @@ from avalanche.training.plugins.evaluation import default_evaluator
 from torch import Tensor, nn
 
 from clapforget.clip import Clip
-from clapforget.errors import UserError
 from clapforget.posterior import ClassWeights, OnePassHead, Predictive, Stage
 from clapforget.posterior.pyro_form import elbo_loss
 from clapforget.posterior.terms import regularisers
@@ -20,7 +19,14 @@ from clapforget.prompts import PromptSettings
 from clapforget.strategies.batches import FeatureBatches, experience_labels
 from clapforget.strategies.buffer import UncertaintyBuffer, experience_samples
 from clapforget.strategies.model import ClapModel
-from clapforget.strategies.training import TrainSettings, warm_up_and_cosine
+from clapforget.strategies.training import (
+    TrainSettings,
+    check_elbo,
+    check_finite,
+    check_precision,
+    warm_up_and_cosine,
+    whole_contexts,
+)
 
 __all__ = ["ClapLearning"]
 
@@ -54,18 +60,15 @@ class ClapLearning(FeatureBatches):
         if device is not None:
             model = model.to(device)
         wrapped = ClapModel(model.trainable_copy([]), posterior, head, seed, prompt)
-        if self.training_settings.elbo == "pyro" and prompt and prompt.style == "attriclip":
-            raise UserError(
-                "training.elbo=pyro knows no texts that depend on the image, as attriclip's do",
-                "use training.elbo=closed-form",
-            )
+        check_elbo(self.training_settings, prompt)
+        check_precision(head, model.device)
         parameters = list(wrapped.head.parameters()) or [nn.Parameter(torch.zeros(1))]
         super().__init__(
             model=wrapped,
             optimizer=torch.optim.SGD(parameters, lr=self.training_settings.lr),
             train_mb_size=self.training_settings.batch_size,
             train_epochs=self.training_settings.epochs,
-            eval_mb_size=eval_mb_size,
+            eval_mb_size=whole_contexts(eval_mb_size, head),
             device=model.device,
             plugins=plugins,
             evaluator=evaluator,
@@ -136,6 +139,7 @@ class ClapLearning(FeatureBatches):
                 self.model.word()
             else:
                 self._learn(experience, eval_streams, **kwargs)
+                check_finite(self.model.parameters())
                 self.model.head.settle()
 
     def _learn(self, experience: Any, eval_streams: Any, **kwargs: Any) -> None:

@@ -15,9 +15,24 @@ from clapforget.posterior.guided import GuidedHead
 from clapforget.posterior.prompted import PromptedHead
 from clapforget.prompts import Prompt, PromptSettings, make_prompt
 
-__all__ = ["ClapModel"]
+__all__ = ["ClapModel", "check_prompt"]
 
 _NEVER = 1e-12  # probability of a class that the head has not met, so that its log is finite
+
+
+def check_prompt(posterior: str, prompt: PromptSettings | None) -> None:
+    """:raises UserError: for a head that needs learned prompts, or takes none."""
+    learned, head = prompt is not None and prompt.style != "hand-crafted", HEADS.get(posterior)
+    if not learned and issubclass(head, PromptedHead):
+        raise UserError(
+            "the posterior prompted needs learned prompts", "set prompt.style to coop, "
+            "attriclip or maple; with none it would be zero-shot"
+        )  # fmt: skip
+    if learned and not issubclass(head, GuidedHead | PromptedHead):
+        raise UserError(
+            f"the posterior {posterior} takes no learned prompts",
+            "use variational or prompted, or prompt.style=hand-crafted",
+        )
 
 
 class ClapModel(nn.Module):
@@ -32,23 +47,14 @@ class ClapModel(nn.Module):
         :raises UserError: for a head or a model that has no place for such prompts.
         """
         super().__init__()
+        check_prompt(posterior, prompt)
         self.clip = clip
         self.posterior = posterior
         self.head: Any = HEADS.get(posterior)(clip.width, float(clip.scale), settings, seed).to(
             clip.device
         )
         self.head.prompt = make_prompt(clip, prompt, seed)
-        if self.prompt is None and isinstance(self.head, PromptedHead):
-            raise UserError(
-                "the posterior prompted needs learned prompts", "set prompt.style to coop, "
-                "attriclip or maple; with none it would be zero-shot"
-            )  # fmt: skip
         if self.prompt is not None:
-            if not isinstance(self.head, GuidedHead | PromptedHead):
-                raise UserError(
-                    f"the posterior {posterior} takes no learned prompts",
-                    "use variational or prompted, or prompt.style=hand-crafted",
-                )
             self.head.keeps_of_samples = "; ".join(
                 dict.fromkeys([self.head.keeps_of_samples, PromptedHead.keeps_of_samples])
             )

@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from clapforget.clip import Clip
-from clapforget.errors import UserError
+from clapforget.errors import UserError, check_least
 from clapforget.posterior import HEADS
 from clapforget.posterior.forgetting import PosteriorForgetting
 from clapforget.registry import Registry
-from clapforget.strategies.training import TrainSettings
+from clapforget.strategies.model import check_prompt
+from clapforget.strategies.selection import find_selector
+from clapforget.strategies.training import TrainSettings, check_elbo
 from clapforget.unlearn.base import DEFAULT_FORGETTER, make_forgetter, make_settings
 
 __all__ = [
@@ -33,6 +35,11 @@ class MemorySettings:
     score: str = "coverage"
     """A selector by name; ``"NAME:low"`` keeps the lowest scores instead of the highest."""
 
+    def __post_init__(self) -> None:
+        """:raises UserError: for a memory without room, or an unknown score or direction."""
+        check_least(self, "memory", size=1)
+        find_selector(self.score)
+
 
 @dataclass(frozen=True)
 class RequestSettings:
@@ -48,6 +55,10 @@ class RequestSettings:
     """``verified`` repeats the forgetter until the quick level, on train images, says forgotten ..."""
     budget: int = 3
     """... at most so many times."""
+
+    def __post_init__(self) -> None:
+        """:raises UserError: for numbers that make no sense."""
+        check_least(self, "requests", budget=1)
 
 
 @dataclass(frozen=True)
@@ -118,17 +129,10 @@ class StrategyOptions:
         return options
 
     def check(self) -> None:
-        """:raises UserError: for numbers that make no sense."""
-        for group, name, least in (
-            ("memory", "size", 1), ("requests", "budget", 1),
-            ("training", "epochs", 1), ("training", "batch_size", 1),
-            ("posterior", "steps", 0), ("training", "consolidation_epochs", 0),
-            ("posterior", "batch_size", 1), ("posterior", "lr", 0), ("training", "lr", 0),
-            ("training", "consolidation_lr", 0), ("training", "warm_up", 0),
-        ):  # fmt: skip
-            value = getattr(getattr(self, group), name)
-            if value < least:
-                raise UserError(f"setting {group}.{name}={value}", f"give at least {least}")
+        """:raises UserError: for settings of several groups that do not go together."""
+        find_selector(self.memory.score).check(self.head)
+        check_prompt(self.posterior_name, self.extra.get("prompt"))
+        check_elbo(self.training, self.extra.get("prompt"))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values of every setting, the posterior's and the forgetter's included."""

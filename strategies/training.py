@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
-__all__ = ["PRESETS", "TrainSettings", "warm_up_and_cosine"]
+from clapforget.errors import UserError, check_least, check_most
+from clapforget.posterior.settings import ClapSettings
+from clapforget.processor import has_bfloat16
+from clapforget.prompts import PromptSettings
+
+__all__ = [
+    "PRESETS", "TrainSettings", "check_elbo", "check_finite", "check_precision", "warm_up_and_cosine",
+    "whole_contexts",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -22,14 +31,27 @@ class TrainSettings:
     """Stage 2, from the second task on: all adapters, on the class-balanced memory."""
     batch_size: int = 32
     lr: float = 1.6e-3
-    """Stage 1's peak; the released program scales 1e-3 by batch size over 20."""
+    """Stage 1's peak. The released program scales 1e-3 by batch size over 20, which is this at 32; here the
+    rate stays what it is when ``batch_size`` changes."""
     warm_up: float = 0.3
-    """Part of stage 1's steps with a linearly rising rate."""
+    """Part of stage 1's steps with a linearly rising rate, below 1."""
     consolidation_lr: float = 1.6e-4
     final_lr: float = 1e-3
-    """The cosine ends at this part of the peak."""
+    """The cosine ends at this part of the peak, at most 1."""
     elbo: Literal["closed-form", "pyro"] = "closed-form"
     """The fast path in logit space, or the Pyro definition (the same loss, more slowly)."""
+
+    def __post_init__(self) -> None:
+        """:raises UserError: for numbers that make no sense."""
+        check_least(
+            self, "training", epochs=1, consolidation_epochs=0, batch_size=1, lr=0, warm_up=0,
+            consolidation_lr=0, final_lr=0,
+        )  # fmt: skip
+        check_most(self, "training", lr=10, consolidation_lr=10, final_lr=1)
+        if not self.warm_up < 1:
+            raise UserError(
+                f"setting training.warm_up={self.warm_up}", "give a part of the steps, below 1"
+            )
 
 
 _RELEASED = {"clap.context": "batch", "clap.predictive": "mean-logit"}
@@ -49,12 +71,47 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 """Named configurations of CLAP, as settings that differ from the defaults.
 
 ``default`` is the released training with answers that do not depend on the test batch; ``released``
-the README configuration of the program, test batch and mean logits included; ``paper`` the training
+the README configuration of the program, test batches of 32 and mean logits included, but with this project's
+exemplars; ``paper`` the training
 that the paper reports (batches of 64, rate 1e-3 with one epoch of five as warm-up, 1e-4 in
 consolidation), else as released. ``best`` is what this project recommends: the exact posterior with twice
 its default of random features (0.003 of CIFAR-100's last accuracy for twice the time); its
 strengths, temperature and weights are set by leaving learned samples out (docs/results/learning.md).
 """
+
+
+def check_elbo(training: TrainSettings, prompt: PromptSettings | None) -> None:
+    """:raises UserError: for prompts that the Pyro definition does not know."""
+    if training.elbo == "pyro" and prompt is not None and prompt.style == "attriclip":
+        raise UserError(
+            "training.elbo=pyro knows no texts that depend on the image, as attriclip's do",
+            "use training.elbo=closed-form",
+        )
+
+
+def check_precision(head: object, device: torch.device) -> None:
+    """:raises UserError: for a head's options that ask for bfloat16 of a device that has none."""
+    if getattr(head, "precision", "float32") == "bfloat16" and not has_bfloat16(device):
+        raise UserError(
+            f"setting clap.precision=bfloat16: this {device.type} has no products in bfloat16, and would be "
+            "many times slower", "use clap.precision=float32",
+        )  # fmt: skip
+
+
+def whole_contexts(size: int, head: object) -> int:
+    """A batch size for evaluation, rounded up to whole contexts where the batch guides the classes, so that
+    answers do not depend on it.
+
+    :param head: the head's options.
+    """
+    each = head.context_batch if isinstance(head, ClapSettings) and head.context == "batch" else 1
+    return -(-size // each) * each
+
+
+def check_finite(parameters: Iterable[Tensor]) -> None:
+    """:raises UserError: for a parameter that is no number any more."""
+    if not all(p.isfinite().all() for p in parameters):
+        raise UserError("training has diverged: weights are no numbers any more", "lower its rate")
 
 
 def warm_up_and_cosine(

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clapforget.errors import UserError, check_least
+from clapforget.errors import UserError, check_least, check_most
 from clapforget.posterior.head import HEADS
 from clapforget.posterior.trained import TrainedHead
 
@@ -42,6 +42,7 @@ class ClipAdapterSettings:
                 f"setting clip_adapter.ratio={self.ratio}", "give a part, above 0 and at most 1"
             )
         check_least(self, "clip_adapter", reduction=1, lr=0, relearn_steps=0)
+        check_most(self, "clip_adapter", lr=10)
 
 
 @HEADS.register("clip-adapter")

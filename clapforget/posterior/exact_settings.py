@@ -44,10 +44,15 @@ class ExactSettings:
     def __post_init__(self) -> None:
         """:raises UserError: for numbers that make no sense."""
         check_least(self, "exact", features=0, samples=1, reservoir=1)
-        check_most(self, "exact", features=20_000, samples=10_000)
-        if self.spherical is not None and self.spherical < 0:
-            raise UserError(f"setting exact.spherical={self.spherical}", "give at least 0")
+        check_most(self, "exact", features=20_000, samples=10_000, reservoir=1_000_000)
+        if self.spherical is not None:
+            check_least(self, "exact", spherical=0)
         for name in ("strength", "spread", "ridge"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise UserError(f"setting exact.{name}={value}", "give a positive number")
+
+    @property
+    def unsaid(self) -> frozenset[str]:
+        """Fields of a :class:`~clapforget.posterior.Predictive` that its predictions leave out."""
+        return frozenset({"expected_energy"})

@@ -40,6 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clapforget.errors import check_least, check_most
 from clapforget.posterior.weights import ClassWeights
 
 if TYPE_CHECKING:
@@ -61,6 +62,11 @@ class PosteriorForgetting:
     batch_size: int = 256
     tolerance: float = 0.005
     """Stop once the predict term, in nats an image, is below this."""
+
+    def __post_init__(self) -> None:
+        """:raises UserError: for numbers that make no sense."""
+        check_least(self, "posterior", steps=0, lr=0, batch_size=1, tolerance=0)
+        check_most(self, "posterior", lr=10)
 
 
 def forget_posterior(

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clapforget.errors import check_least
+from clapforget.errors import check_least, check_most
 from clapforget.posterior.head import HEADS
 from clapforget.posterior.trained import TrainedHead
 
@@ -34,6 +34,7 @@ class LinearSettings:
     def __post_init__(self) -> None:
         """:raises UserError: for numbers that make no sense."""
         check_least(self, "linear", lr=0, relearn_steps=0)
+        check_most(self, "linear", lr=10)
 
 
 @HEADS.register("linear")

@@ -48,7 +48,7 @@ class LoRanPACSettings:
     def __post_init__(self) -> None:
         """:raises UserError: for numbers that make no sense."""
         check_least(self, "loranpac", features=1, rank=1, ridge=0)
-        check_most(self, "loranpac", features=1_000_000)
+        check_most(self, "loranpac", features=1_000_000, rank=1_000_000)
         if not 0 <= self.truncation < 1:
             raise UserError(
                 f"setting loranpac.truncation={self.truncation}", "give a part, below 1"

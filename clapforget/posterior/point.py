@@ -38,7 +38,7 @@ class PointHead(Head):
 
     def _predict(self, v: Tensor) -> Predictive:
         logits = self.logits(v).masked_fill(self.hidden, -torch.inf)
-        return Predictive.of_point(logits.softmax(-1), uncertainty.energy(logits))
+        return Predictive.of_point(logits.softmax(-1), uncertainty.energy(logits), logits)
 
     def nats(self) -> Tensor:
         """Zero: there is no posterior."""

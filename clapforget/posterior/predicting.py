@@ -27,7 +27,7 @@ def predict(head: VariationalHead, v: Tensor, batch_size: int) -> Predictive:
 
     The Monte Carlo noise is one fixed draw [M, C] shared by all images, so with ``memory`` or
     ``single`` as context an image's prediction depends on nothing but the image. With ``batch``, as
-    released, each batch guides its own classes: then the split into batches matters.
+    released, every ``context_batch`` images in turn guide their own classes, whatever ``batch_size`` is.
     """
     was_training, context = head.training, head.settings.context
     head.eval()
@@ -37,7 +37,9 @@ def predict(head: VariationalHead, v: Tensor, batch_size: int) -> Predictive:
     else:
         asked = ask(head, head.text, head.layout)
         alone = context == "single"
-        if alone:
+        if not alone:
+            batch_size = head.settings.context_batch
+        else:
             draws = head.settings.top_samples if head.settings.hierarchical else 1
             each = max(1, _ROOM // (len(head.labels) * head.width * draws))
             batch_size = min(batch_size, each)
@@ -67,6 +69,7 @@ def _answer(head: VariationalHead, v: Tensor, weights: ClassWeights) -> Predicti
         out = moments.predictive(mean, std)
         if s.predictive == "mean-logit":
             out.probs = mean.softmax(-1)
+            out.entropy = uncertainty.entropy(out.probs)
         out.logit_variance = variance
         return out
     generator = torch.Generator().manual_seed(head.seed)
@@ -77,14 +80,17 @@ def _answer(head: VariationalHead, v: Tensor, weights: ClassWeights) -> Predicti
     samples = drawn.softmax(-1)
     if s.hierarchical:
         mean = mean.mean(0)
+    average, entropies = samples.mean(0), uncertainty.entropy(samples)
+    probs = average if s.predictive == "mean-softmax" else mean.softmax(-1)
+    expected = entropies.mean(0)
     return Predictive(
-        probs=samples.mean(0) if s.predictive == "mean-softmax" else mean.softmax(-1),
-        entropy=uncertainty.predictive_entropy(samples),
-        expected_entropy=uncertainty.expected_entropy(samples),
-        mutual_information=uncertainty.mutual_information(samples),
+        probs=probs,
+        entropy=uncertainty.entropy(probs),
+        expected_entropy=expected,
+        mutual_information=(uncertainty.entropy(average) - expected).clamp_min(0),
         variance=uncertainty.variance(samples),
         energy=uncertainty.energy(mean),
-        variance_of_entropy=uncertainty.variance_of_entropy(samples),
+        variance_of_entropy=entropies.var(0, unbiased=False),
         expected_energy=uncertainty.expected_energy(drawn),
         logits=mean,
         logit_variance=variance,

@@ -17,7 +17,9 @@ __all__ = ["Predictive"]
 class Predictive:
     """Predictions for B images over C columns (the head's classes, in its order).
 
-    Uncertainties are in nats and have shape [B]; ``probs`` [B, C] sums to one. What a posterior
+    Uncertainties are in nats and have shape [B]; ``probs`` [B, C] sums to one. ``entropy`` is that of
+    ``probs``; the other doubts are of the samples behind it, ``mutual_information`` the entropy of their mean
+    less ``expected_entropy``, whether or not ``probs`` is that mean. What a posterior
     cannot say (one that draws no samples has no variance of their entropy) is None.
     """
 
@@ -37,16 +39,19 @@ class Predictive:
     Gaussian, and for a mixture of Gaussians the mean variance plus the variance of the means."""
 
     @classmethod
-    def of_point(cls, probs: Tensor, energy: Tensor | None = None) -> Predictive:
+    def of_point(
+        cls, probs: Tensor, energy: Tensor | None = None, logits: Tensor | None = None
+    ) -> Predictive:
         """Of probabilities [B, C] with nothing known of what they are uncertain of: mutual information and
-        variances are zero.
+        variances are zero, and expectations over draws are what the point says.
 
-        :param energy: [B]; not a number where none is given.
+        :param energy: [B]; not a number where none is given. :param logits: [B, C], if there are any.
         """
         spread, zero = uncertainty.entropy(probs), probs.new_zeros(len(probs))
         return cls(
             probs=probs, entropy=spread, expected_entropy=spread, mutual_information=zero,
             variance=zero, variance_of_entropy=zero, energy=zero * torch.nan if energy is None else energy,
+            expected_energy=energy, logits=logits,
         )  # fmt: skip
 
     @classmethod

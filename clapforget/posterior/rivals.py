@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clapforget.errors import UserError
+from clapforget.errors import UserError, check_least, check_most
 from clapforget.posterior.feature_map import FeatureMap, RandomReLU
 from clapforget.posterior.head import HEADS, Change, OnePassHead
 from clapforget.posterior.point import PointHead, PointSumsHead
@@ -30,7 +30,7 @@ class RanPACSettings:
     """Options of RanPAC."""
 
     features: int = 2000
-    """R, number of random features (published: 10,000)."""
+    """R, number of random features (published: 10,000), at most 20,000: memory grows with R²."""
     validation: float = 0.2
     """Part of each task's data on which λ is chosen."""
     calibrated: bool = False
@@ -39,8 +39,8 @@ class RanPACSettings:
 
     def __post_init__(self) -> None:
         """:raises UserError: for numbers that make no sense."""
-        if self.features < 1:
-            raise UserError(f"setting ranpac.features={self.features}", "give at least 1")
+        check_least(self, "ranpac", features=1)
+        check_most(self, "ranpac", features=20_000)
         if not 0 < self.validation < 1:
             raise UserError(
                 f"setting ranpac.validation={self.validation}", "give a part between 0 and 1"

@@ -60,12 +60,17 @@ class ClapSettings:
     """Which images guide the classes at test: the memory's exemplars; the batch itself (released:
     an answer then depends on what else is asked); or each image for itself. Training is guided by
     the batch."""
+    context_batch: int = 32
+    """Images, in the order they are asked in, that guide the classes together where ``context`` is
+    ``batch``, however many are asked at once (``--train_batch``)."""
     normalise: Literal["none", "guidance", "weights"] = "none"
     """``x = t + a`` with ‖a‖ about √d, so that logits are on a scale √d times CLIP's (released);
     ``x = t + a / ‖a‖``; or ``w = (x + z) / ‖x + μ‖``, whose logits are on CLIP's own scale s. The
     length of the mean, not of each sample, keeps logits linear in z."""
     predictive: Literal["mean-softmax", "mean-logit"] = "mean-softmax"
-    """Average the samples' probabilities (Bayesian), or their logits first (as released)."""
+    """Average the samples' probabilities (Bayesian), or their logits first (as released). The predictive's
+    entropy is that of what is predicted; expected entropy, mutual information and variances are those of the
+    samples either way, so that with ``mean-logit`` the first two do not add up to it."""
     uncertainty: Literal["sampled", "closed-form"] = "sampled"
     """Entropies by Monte Carlo, or without sampling: :mod:`clapforget.posterior.moments`."""
     heads: int = 1
@@ -82,6 +87,7 @@ class ClapSettings:
             "clap",
             samples=1,
             top_samples=1,
+            context_batch=1,
             heads=1,
             feedforward=1,
             dropout=0,
@@ -91,6 +97,8 @@ class ClapSettings:
             orthogonality_weight=0,
         )
         check_most(self, "clap", samples=10_000, top_samples=10_000, feedforward=100_000)
+        if not self.dropout < 1:
+            raise UserError(f"setting clap.dropout={self.dropout}", "give a part, below 1")
         if not 0 < self.prior_context <= 1:
             raise UserError(
                 f"setting clap.prior_context={self.prior_context}",
@@ -116,6 +124,12 @@ class ClapSettings:
         ):  # fmt: skip
             if wrong:
                 raise UserError(f"settings exclude each other: {why}", do)
+
+    @property
+    def unsaid(self) -> frozenset[str]:
+        """Fields of a :class:`~clapforget.posterior.Predictive` that its predictions leave out."""
+        drawn = ("variance_of_entropy", "expected_energy")
+        return frozenset(drawn if self.uncertainty == "closed-form" else ())
 
     @property
     def draws(self) -> int:

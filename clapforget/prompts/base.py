@@ -44,7 +44,7 @@ class PromptSettings:
     """MaPLe: layers with prompts of their own, at most as many as both towers have."""
 
     def __post_init__(self) -> None:
-        """:raises UserError: for numbers that make no sense."""
+        """:raises UserError: for an unknown style, or numbers that make no sense."""
         check_least(
             self,
             "prompt",
@@ -56,11 +56,13 @@ class PromptSettings:
             key_weight=0,
             orthogonality_weight=0,
         )
-        check_most(self, "prompt", length=1_000, bank=100_000)
+        check_most(self, "prompt", length=1_000, bank=100_000, depth=1_000, lr=10)
         if self.top > self.bank:
             raise UserError(
                 f"setting prompt.top={self.top} of a bank of {self.bank}", "choose fewer"
             )
+        if self.style != "hand-crafted":
+            PROMPTS.get(self.style)
 
 
 class Prompt(nn.Module, ABC):

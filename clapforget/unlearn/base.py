@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 import typing
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -28,6 +29,8 @@ __all__ = [
     "generator_for",
     "make_forgetter",
 ]
+
+_LARGEST = 1_000_000_000  # of any number among settings; most have a bound of their own
 
 
 @dataclass
@@ -137,7 +140,7 @@ def make_forgetter(name: str, overrides: Mapping[str, Any] | None = None) -> For
 def make_settings(cls: type, values: Mapping[str, Any], what: str) -> Any:
     """A settings dataclass from plain values, checked.
 
-    :raises UserError: for an unknown setting or a value of another type.
+    :raises UserError: for an unknown setting, a value of another type, or a number beyond all bounds.
     """
     hints = typing.get_type_hints(cls)
     fields = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
@@ -151,15 +154,19 @@ def make_settings(cls: type, values: Mapping[str, Any], what: str) -> Any:
                 f"setting {key}={value!r} of {what} is of the wrong kind",
                 f"give {_kind(hints[key])}",
             )
+        if isinstance(value, (int, float)) and abs(value) > _LARGEST:
+            raise UserError(f"setting {key}={value!r} of {what}", f"give at most {_LARGEST:,}")
     return cls(**{k: float(v) if hints[k] is float else v for k, v in values.items()})
 
 
 def _fits(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) is typing.Literal:
         return value in typing.get_args(hint)
+    if typing.get_origin(hint) is types.UnionType:
+        return any(_fits(value, part) for part in typing.get_args(hint))
     if hint is float:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return number and math.isfinite(value)
+        return number and (isinstance(value, int) or math.isfinite(value))
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, hint) if isinstance(hint, type) else True
@@ -168,4 +175,6 @@ def _fits(value: Any, hint: Any) -> bool:
 def _kind(hint: Any) -> str:
     if typing.get_origin(hint) is typing.Literal:
         return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) is types.UnionType:
+        return " or ".join(map(_kind, typing.get_args(hint)))
     return {float: "a number", int: "a whole number", bool: "true or false"}.get(hint, str(hint))

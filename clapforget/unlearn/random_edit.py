@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from clapforget.clip import Clip
+from clapforget.errors import check_least, check_most
 from clapforget.unlearn.base import FORGETTERS, ForgetTask, Forgetter, Unlearned, generator_for
 
 __all__ = ["RandomEdit", "RandomEditSettings"]
@@ -20,6 +21,11 @@ class RandomEditSettings:
     relative: float = 1.0
     """Length of each tensor's change relative to the tensor's."""
     train: Literal["all", "image", "text"] = "all"
+
+    def __post_init__(self) -> None:
+        """:raises UserError: for a length out of range."""
+        check_least(self, "forget", relative=0)
+        check_most(self, "forget", relative=1_000)
 
 
 @FORGETTERS.register("random-edit")

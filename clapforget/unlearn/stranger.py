@@ -77,7 +77,7 @@ class StrangerSettings:
         for name in ("strangers", "asked", "steps", "batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"setting {name}={getattr(self, name)}", "give 1 or more")
-        check_most(self, "forget", strangers=4096)
+        check_most(self, "forget", strangers=4096, lr=10)
         if self.keep_weight < 0:
             raise UserError(f"setting keep_weight={self.keep_weight}", "give 0 or more")
         if self.lr <= 0:

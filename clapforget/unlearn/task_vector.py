@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clapforget.clip import Clip
-from clapforget.errors import UserError
+from clapforget.errors import UserError, check_least, check_most
 from clapforget.seeding import generator_for
 from clapforget.unlearn.base import FORGETTERS, ForgetTask, Forgetter, Unlearned
 from clapforget.unlearn.batches import Batches
@@ -64,8 +64,10 @@ class NegMergeSettings:
         for name in ("lr", "largest"):
             if getattr(self, name) <= 0:
                 raise UserError(f"setting {name}={getattr(self, name)}", "give a positive number")
-        if self.spread < 1:
-            raise UserError(f"setting spread={self.spread}", "give 1 or more")
+        check_least(self, "forget", spread=1, weight_decay=0)
+        check_most(
+            self, "forget", models=1_000, scales=100_000, lr=10, spread=1_000, largest=1_000, weight_decay=10,
+        )  # fmt: skip
         if not 0 <= self.keep <= 1:
             raise UserError(f"setting keep={self.keep}", "give a number from 0 to 1")
         if not 0 <= self.validation < 1:

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clapforget.clip import Clip
-from clapforget.errors import UserError
+from clapforget.errors import UserError, check_most
 from clapforget.seeding import generator_for
 from clapforget.unlearn.base import FORGETTERS, ForgetTask, Forgetter, Unlearned
 from clapforget.unlearn.projection import find_projection, without_text_projection
@@ -60,6 +60,7 @@ class TextProjectionSettings:
         for name in ("forget_weight", "preserve_weight", "change_weight"):
             if getattr(self, name) < 0:
                 raise UserError(f"setting {name}={getattr(self, name)}", "give 0 or more")
+        check_most(self, "forget", rank=10_000, lr=10)
         if self.lr <= 0:
             raise UserError(f"setting lr={self.lr}", "give a positive number")
         if not 0 <= self.reduction < 1:

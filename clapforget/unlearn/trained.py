@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from clapforget.clip import Clip
-from clapforget.errors import UserError
+from clapforget.errors import UserError, check_least, check_most
 from clapforget.seeding import generator_for
 from clapforget.unlearn.base import ForgetTask, Forgetter, Unlearned
 from clapforget.unlearn.batches import Batches
@@ -71,8 +71,8 @@ class TrainedSettings:
                 raise UserError(f"setting {name}={value}", "give 1 or more")
             if (name.endswith(("_weight", "_decay")) or name == "steps") and value < 0:
                 raise UserError(f"setting {name}={value}", "give 0 or more")
-        if self.prefix_mb < 0:
-            raise UserError(f"setting prefix_mb={self.prefix_mb}", "give 0 or more")
+        check_least(self, "forget", epochs=0, prefix_mb=0)
+        check_most(self, "forget", blocks=1_000, rank=10_000, lr=10, weight_decay=10)
         if self.lr <= 0:
             raise UserError(f"setting lr={self.lr}", "give a positive number")
         if not 0 <= self.validation < 1:

@@ -52,8 +52,10 @@ def sample_membership(
 
     def odds(head: Any) -> Tensor:
         found = head.predict(v[:, 0])
-        logits = found.probs.clamp_min(1e-30).log() if found.logits is None else found.logits
-        return log_odds(logits, head.columns(labels))
+        logs = found.probs.clamp_min(1e-30).log()
+        if found.logits is not None:  # where a probability underflows, its logit still speaks
+            logs = torch.where(found.logits.isneginf(), logs, found.logits.log_softmax(-1))
+        return log_odds(logs, head.columns(labels))
 
     def fit(rows: Tensor, mine: Tensor) -> _Shadow:
         head = make()

@@ -13,7 +13,7 @@ from clapforget.errors import UserError
 from clapforget.posterior import Predictive
 from clapforget.registry import Registry
 
-__all__ = ["SELECTORS", "Candidates", "Reads", "Selector", "by_class", "find_selector", "selector"]
+__all__ = ["SELECTORS", "Candidates", "Reads", "Selector", "by_class", "find_selector", "selector", "unsaid"]
 
 
 Reads = Literal["nothing", "probabilities", "everything"]
@@ -82,21 +82,41 @@ class Selector:
     two_sided: bool = True
     """Whether ``"name:low"``, which keeps the lowest, means anything."""
     reads: Reads = "everything"
+    name: str = ""
+    field: str = ""
+    """The one field of the predictive that it reads, where not every posterior has it."""
+
+    def check(self, settings: object) -> None:
+        """Refuse a posterior that will not say what this score reads.
+
+        :param settings: the posterior's options; what they leave ``unsaid`` are fields of a predictive.
+        :raises UserError: before anything is learned.
+        """
+        if self.field in getattr(settings, "unsaid", ()):
+            raise unsaid(self.name)
 
     def __call__(self, candidates: Candidates) -> Tensor:
         return self.score(candidates)
+
+
+def unsaid(name: str) -> UserError:
+    """That the posterior leaves out what a score reads."""
+    return UserError(
+        f"exemplar score {name!r} needs draws of the logits, which this posterior has not",
+        "use a posterior that samples, or score='mutual_information'",
+    )
 
 
 SELECTORS: Registry[Selector] = Registry("exemplar score", "clapforget.strategies.selection")
 
 
 def selector(
-    name: str, two_sided: bool = True, reads: Reads = "everything"
+    name: str, two_sided: bool = True, reads: Reads = "everything", field: str = ""
 ) -> Callable[[Callable[[Candidates], Tensor]], Callable[[Candidates], Tensor]]:
     """Decorator that registers a function of candidates as a selector."""
 
     def file(score: Callable[[Candidates], Tensor]) -> Callable[[Candidates], Tensor]:
-        SELECTORS.register(name)(Selector(score, two_sided, reads))
+        SELECTORS.register(name)(Selector(score, two_sided, reads, name, field))
         return score
 
     return file

@@ -11,8 +11,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from clapforget.errors import UserError
-from clapforget.strategies.selection.base import Candidates, selector
+from clapforget.strategies.selection.base import Candidates, selector, unsaid
 from clapforget.uncertainty import SCORES
 
 __all__ = ["energy", "expected_energy", "posterior_score"]
@@ -24,10 +23,7 @@ def posterior_score(name: str) -> Callable[[Candidates], Tensor]:
     def score(candidates: Candidates) -> Tensor:
         predictive = candidates.need_predictive(name)
         if getattr(predictive, name) is None:
-            raise UserError(
-                f"exemplar score {name!r} needs draws of the logits, which this posterior has not",
-                "use a posterior that samples, or score='mutual_information'",
-            )
+            raise unsaid(name)
         return predictive.score(name)
 
     return score
@@ -40,7 +36,7 @@ def energy(candidates: Candidates) -> Tensor:
     return -posterior_score("energy")(candidates)
 
 
-@selector("expected_energy")
+@selector("expected_energy", field="expected_energy")
 def expected_energy(candidates: Candidates) -> Tensor:
     """Energy averaged over draws of the logits, ``-E[logsumexp]``, [n]: what the released program
     means by energy."""
@@ -48,4 +44,4 @@ def expected_energy(candidates: Candidates) -> Tensor:
 
 
 for _name in SCORES:
-    selector(_name)(posterior_score(_name))
+    selector(_name, field=_name)(posterior_score(_name))

@@ -53,9 +53,24 @@ def test_batch_mates_change_answers_under_batch_and_no_other_policy(
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
 def test_alone_an_image_is_answered_as_in_a_batch_of_one(make, features, options) -> None:
-    alone, one = (make((3, 1, 4), (1,), context=c, **options) for c in ("single", "batch"))
+    alone, one = (
+        make((3, 1, 4), (1,), context=c, context_batch=1, **options) for c in ("single", "batch")
+    )
     v = features(5)
-    assert_same(alone.predict(v), one.predict(v, batch_size=1))
+    assert_same(alone.predict(v), one.predict(v))
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_under_batch_so_many_images_in_turn_are_a_context_whatever_the_caller_asks_at_once(
+    make, features, options
+) -> None:
+    head, v = make((3, 1, 4), context="batch", context_batch=4, **options), features(10)
+    by_hand = Predictive.cat([head.predict(part) for part in (v[:4], v[4:8], v[8:])])
+    for batch_size in (1, 3, 8, 1024):
+        assert_same(head.predict(v, batch_size=batch_size), by_hand)
+    other = make((3, 1, 4), context="batch", **options)
+    assert other.settings.context_batch == 32, "as released"
+    assert (other.predict(v).probs - by_hand.probs).abs().max() > 1e-3
 
 
 def test_each_image_has_room_of_its_own_however_many_there_are(make, features, monkeypatch) -> None:
@@ -147,7 +162,7 @@ def test_with_the_batch_as_context_they_do(make, features) -> None:
     whole = head.predict(v)
     order = torch.randperm(30)
     assert_same(whole, head.predict(v[order]), order)  # the same images, in any order
-    parts = head.predict(v, batch_size=7)
+    parts = make((3, 1, 4), context="batch", context_batch=7).predict(v)
     assert (parts.probs - whole.probs).abs().max() > 1e-3
 
 
@@ -195,9 +210,32 @@ def test_doubts_are_scipys(make, features) -> None:
     assert (out.mutual_information >= 0).all()
     assert torch.equal(out.score("energy"), out.energy)
     object.__setattr__(head.settings, "predictive", "mean-logit")
-    torch.testing.assert_close(
-        head.predict(v).probs, torch.from_numpy(scipy.special.softmax(mean.numpy(), axis=-1))
+    wanted["probs"] = scipy.special.softmax(mean.numpy(), axis=-1)
+    wanted["entropy"] = scipy.stats.entropy(wanted["probs"], axis=-1)
+    out = head.predict(v)
+    for name, value in wanted.items():
+        torch.testing.assert_close(
+            getattr(out, name), torch.from_numpy(value), atol=1e-9, rtol=1e-7
+        )
+
+
+@pytest.mark.parametrize(
+    "options", [{"uncertainty": "closed-form"}, {"hierarchical": True, "top_samples": 3}], ids=str
+)
+def test_entropy_is_of_what_is_predicted_and_other_doubts_are_of_the_samples(
+    make, features, options
+) -> None:
+    v = features(9)
+    logit, softmax = (
+        make((3, 2), predictive=name, **options).predict(v)
+        for name in ("mean-logit", "mean-softmax")
     )
+    for out in (logit, softmax):
+        wanted = scipy.stats.entropy(out.probs.numpy(), axis=-1)
+        torch.testing.assert_close(out.entropy, torch.from_numpy(wanted))
+    assert (logit.entropy - softmax.entropy).abs().max() > 0.01
+    for name in ("expected_entropy", "mutual_information", "variance", "energy"):
+        torch.testing.assert_close(getattr(logit, name), getattr(softmax, name))
 
 
 def test_a_certain_posterior_has_no_epistemic_doubt(make, features) -> None:

@@ -276,7 +276,7 @@ def test_what_is_kept_is_what_a_loop_over_classes_keeps() -> None:
 def test_a_score_that_is_not_a_number_is_not_taken_for_an_order() -> None:
     """The released variance of entropy is NaN, and so keeps the first samples of the data set."""
     buffer = UncertaintyBuffer(3, "entropy")
-    with pytest.raises(AssertionError, match="'entropy' is not a number"):
+    with pytest.raises(UserError, match=r"'entropy' is not a number.*lower its rate"):
         fill(buffer, [0, 0], 0, [0.1, float("nan")])
 
 

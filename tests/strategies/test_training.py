@@ -1,14 +1,23 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from avalanche.core import SupervisedPlugin
 
 from clapforget.clip import Clip
 from clapforget.errors import UserError
+from clapforget.posterior import ClapSettings
 from clapforget.posterior.exact import ExactHead
+from clapforget.scenarios import ImageData, stream
+from clapforget.strategies import ClapForget, UncertaintyBuffer
 from clapforget.strategies.registry import StrategyOptions, find_strategy
-from clapforget.strategies.training import PRESETS, warm_up_and_cosine
+from clapforget.strategies.training import PRESETS, TrainSettings, warm_up_and_cosine
+
+MakeStrategy = Callable[..., ClapForget]
 
 
 def rates(steps: int, warm_up: float, final: float, lr: float = 2.0) -> list[float]:
@@ -78,3 +87,61 @@ def test_the_recommended_preset_is_another_posterior_with_its_own_settings(lab_c
     assert isinstance(strategy.model.head, ExactHead) and strategy.model.head.settings.features == 7
     with pytest.raises(UserError, match=r"clap\.tokens"):
         StrategyOptions.parse("clapforget:best", "nothing", {"clap.tokens": True})
+
+
+@pytest.mark.parametrize("score", ["coverage", "herding"])
+def test_training_that_diverges_says_so(
+    data: ImageData, make_strategy: MakeStrategy, score: str
+) -> None:
+    strategy = make_strategy(memory=UncertaintyBuffer(20, score), training=TrainSettings(lr=10.0))
+    with pytest.raises(UserError, match=r"diverged.*lower its rate"):
+        strategy.train(stream(data, "L0,1 L2").train_stream)
+
+
+def test_a_score_that_the_head_does_not_say_is_refused_before_training(
+    make_strategy: MakeStrategy,
+) -> None:
+    memory = UncertaintyBuffer(20, "variance_of_entropy:low")
+    with pytest.raises(UserError, match="'variance_of_entropy' needs draws"):
+        make_strategy(memory=memory, head=ClapSettings(uncertainty="closed-form"))
+    make_strategy(memory=memory)
+
+
+@pytest.mark.parametrize(
+    ("posterior", "score"),
+    [("linear", "distance"), ("linear", "expected_energy"), ("nearest-mean", "distance")],
+)
+def test_a_point_has_what_scores_ask_for(
+    data: ImageData, make_strategy: MakeStrategy, posterior: str, score: str
+) -> None:
+    memory = UncertaintyBuffer(12, score)
+    learner = make_strategy(posterior=posterior, memory=memory, training=TrainSettings(epochs=1))
+    learner.train(stream(data, "L0-3").train_stream)
+    assert len(memory) == 12 and memory.scores.unique().numel() > 4
+
+
+class _Answers(SupervisedPlugin):
+    """Keeps what the strategy answers in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[torch.Tensor] = []
+
+    def after_eval_forward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
+        self.found.append(strategy.mb_output.detach().clone())
+
+
+def test_how_many_test_images_are_asked_at_once_does_not_matter_under_batch(
+    data: ImageData, make_strategy: MakeStrategy
+) -> None:
+    head = ClapSettings(context="batch", predictive="mean-logit", context_batch=5)
+    experiences, answers = stream(data, "L0,1"), []
+    for size in (1, 12):
+        heard = _Answers()
+        learner = make_strategy(
+            head=head, eval_mb_size=size, plugins=[heard], training=TrainSettings(epochs=1)
+        )
+        learner.train(experiences.train_stream)
+        learner.eval(experiences.test_stream)
+        answers.append(torch.cat(heard.found))
+    torch.testing.assert_close(*answers)

@@ -15,7 +15,7 @@ from tests.strategies.selection.conftest import LABELS, MakeCandidates
 
 NAMES = [
     "energy", "entropy", "expected_energy", "expected_entropy", "mutual_information", "variance",
-    "variance_of_entropy",
+    "variance_entropy", "variance_of_entropy",
 ]  # fmt: skip
 
 
@@ -38,6 +38,11 @@ def test_scores_are_those_of_a_loop_over_images_and_draws(
             "expected_entropy": float(entropies.mean()),
             "mutual_information": whole - float(entropies.mean()),
             "variance": sum(((p - sum(probs) / 6) ** 2).sum() for p in probs) / 6,
+            "variance_entropy": float(
+                scipy.stats.gmean(
+                    [sum(((p - sum(probs) / 6) ** 2).sum() for p in probs) / 6, whole]
+                )
+            ),
             "variance_of_entropy": float(((entropies - entropies.mean()) ** 2).mean()),
         }
         for name, value in wanted.items():
