@@ -46,6 +46,7 @@ from clapforget.posterior import ClapSettings, VariationalHead, moments
 from clapforget.posterior.pyro_form import elbo_loss
 from clapforget.posterior.terms import regularisers
 from clapforget.posterior.weights import ClassWeights, Stage
+from clapforget.processor import has_bfloat16
 from clapforget.seeding import generator_for
 from clapforget.uncertainty import expected_entropy, predictive_entropy
 
