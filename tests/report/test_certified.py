@@ -30,7 +30,8 @@ def written(path: Path, **changes: Any) -> Path:
         rule="6: gone from the answers, still inside", weakest=f"weak {EVIL}", claim="a claim", not_tested=["four <b>"],
         evidence=evidence, forgetter={}, model={"name": "lab-tiny", "pretrained": EVIL},
         weights={"before": {"image": "aa"}, "after": {"image": "bb"}}, forget_data={"count": 40, "sha256": "cc"},
-        seed=7, versions={"torch": "2"}, reference="unseen classes", scores={"entropy": {"before": marks, "after": marks}},
+        seed=7, versions={"torch": "2"}, reference="unseen classes",
+        scores={"entropy": {"before": marks, "after": marks}},
         text=f"In plain words {EVIL}.", level="full", seconds=12.5,
     ).save(path)  # fmt: skip
     values = {**json.loads(path.read_text()), **changes}
