@@ -175,6 +175,9 @@ def _readings(
     own = probs.gather(1, place[:, None])[:, 0]
     threshold = conformal_threshold(array(own))
 
+    def score(name: str, part: Part) -> Tensor:
+        return known[part].scores[name]
+
     def sets(part: Part) -> Tensor:
         return (1 - known[part].probs <= threshold).float()
 
@@ -191,13 +194,12 @@ def _readings(
     prefix, whose, of = ("head_", ", by the head", "head") if head else ("", "", "Laplace posterior")
     found = [
         read(f"{prefix}{name}", f"{name.replace('_', ' ')} on forgotten images (nats, {of})", "posterior", m,
-             lambda part, name=name: known[part].scores[name], share=False, role=role, margin=0.5,
-             minimum_lead=0.02, known_is="low")
+             partial(score, name), share=False, role=role, margin=0.5, minimum_lead=0.02, known_is="low")
         for name in _DOUBTS if name in known[retain].scores
     ]  # fmt: skip
     found += [
         read(f"{prefix}energy", f"energy of forgotten images{whose}", "posterior", m,
-             lambda part: known[part].scores["energy"], share=False, role=role, margin=0.5, minimum_lead=0.1),
+             partial(score, "energy"), share=False, role=role, margin=0.5, minimum_lead=0.1),
         read(f"{prefix}conformal_size", f"size of the conformal set{whose}", "posterior", m, size, share=False,
              role="shown"),
     ]  # fmt: skip
