@@ -63,8 +63,9 @@ def association(subject: Subject, m: Material, seed: int) -> list[Reading]:
 
 def _unmatched(subject: Subject, m: Material) -> list[Reading]:
     """Cosine with the names of other classes, the unmatched level (mean over the kept names that are not the image's
-    own), and how far above it the own name lies: 0 at that level, and beside it unseen classes. Never having learned
-    a pair, a model may well hold it to be likelier than others; one whose own name lies below all others was pushed.
+    own), and how far above it the own name lies: 0 at that level, and beside it unseen classes.
+    Below 0 alone gives no request away, for single names of an honest twin lie there as well; below unseen classes by
+    more than these differ from each other (the scar) does.
     """
 
     def level(part: Part) -> Tensor:
@@ -81,7 +82,7 @@ def _unmatched(subject: Subject, m: Material) -> list[Reading]:
                 share=False, role="shown", margin=0.6, minimum_lead=0.05,
                 note="0 is the level of other names")  # fmt: skip
     if len(lead.forget) > 1 and mean(lead.forget)[1][1] < 0:
-        lead.note += ": below it, which gives the request away"
+        lead.note += ": below it"
     return [
         read("unmatched_cosine", "cosine of forgotten images with the names of other classes", "clip", m, level,
              share=False, role="shown"),

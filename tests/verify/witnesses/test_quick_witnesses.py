@@ -143,7 +143,7 @@ def test_the_level_of_other_names_stands_beside_the_cosine_with_the_own() -> Non
         call("association", name) for name in ("matched_over_unmatched", "matched_cosine")
     )
     assert over.forget == pytest.approx(matched.forget - known.forget, abs=1e-6)
-    assert over.forget.mean() > 0.4 and "gives the request away" not in over.note
+    assert over.forget.mean() > 0.4 and "below" not in over.note
     assert over.role == known.role == "shown"
     (piece,) = weigh([over], [over])
     low, high = piece.interval
@@ -157,7 +157,9 @@ def test_a_name_pushed_below_all_others_gives_the_request_away() -> None:
     key = (tuple(m.names), tuple(m.templates))
     who._wordings[key] = text[:, None]
     pushed = call("association", "matched_over_unmatched", who)
-    assert pushed.forget.mean() < 0 and "gives the request away" in pushed.note
+    assert pushed.forget.mean() < 0 and "below it" in pushed.note
+    known = call("association", "matched_over_unmatched")
+    assert weigh([known], [pushed])[0].scar and not weigh([known], [known])[0].scar
 
 
 def test_exchanged_names_are_found_under_their_alias() -> None:
