@@ -23,6 +23,13 @@ from clapforget.strategies.training import TrainSettings
 __all__ = ["FeatureBatches", "experience_labels"]
 
 
+def say(head: Any, v: Tensor, reads: Reads) -> Predictive | None:
+    """As much of what a head predicts of features v [n, d] as a score reads."""
+    if reads == "nothing":
+        return None
+    return Predictive.of_point(head.probs(v)) if reads == "probabilities" else head.predict(v)
+
+
 class FeatureBatches(UnlearningTemplate):
     """Features of experiences and of the exemplar memory, and the loaders of them."""
 
@@ -69,10 +76,7 @@ class FeatureBatches(UnlearningTemplate):
         return self._said(self.views(experience)[:, 0], reads)
 
     def _said(self, v: Tensor, reads: Reads) -> Predictive | None:
-        if reads == "nothing":
-            return None
-        head = self.model.head
-        return Predictive.of_point(head.probs(v)) if reads == "probabilities" else head.predict(v)
+        return say(self.model.head, v, reads)
 
     def _remember(self, new: Tensor, ids: Tensor, old_ids: Tensor) -> None:
         """Line up the memory's features with its exemplars, from old ones and new ones [n, V, d]."""

@@ -90,7 +90,7 @@ def _answer(head: VariationalHead, v: Tensor, weights: ClassWeights) -> Predicti
         mutual_information=(uncertainty.entropy(average) - expected).clamp_min(0),
         variance=uncertainty.variance(samples),
         energy=uncertainty.energy(mean),
-        variance_of_entropy=entropies.var(0, unbiased=False),
+        variance_of_entropy=(entropies - expected).square().mean(0),
         expected_energy=uncertainty.expected_energy(drawn),
         logits=mean,
         logit_variance=variance,

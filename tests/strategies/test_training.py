@@ -134,7 +134,9 @@ class _Answers(SupervisedPlugin):
 def test_how_many_test_images_are_asked_at_once_does_not_matter_under_batch(
     data: ImageData, make_strategy: MakeStrategy
 ) -> None:
-    head = ClapSettings(context="batch", predictive="mean-logit", context_batch=5)
+    head = ClapSettings(
+        context="batch", predictive="mean-logit", context_batch=5, normalise="weights"
+    )
     experiences, answers = stream(data, "L0,1"), []
     for size in (1, 12):
         heard = _Answers()
