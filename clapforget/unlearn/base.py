@@ -154,9 +154,13 @@ def make_settings(cls: type, values: Mapping[str, Any], what: str) -> Any:
                 f"setting {key}={value!r} of {what} is of the wrong kind",
                 f"give {_kind(hints[key])}",
             )
-        if isinstance(value, (int, float)) and abs(value) > _LARGEST:
-            raise UserError(f"setting {key}={value!r} of {what}", f"give at most {_LARGEST:,}")
-    return cls(**{k: float(v) if hints[k] is float else v for k, v in values.items()})
+    numbers = {k: v for k, v in values.items() if isinstance(v, (int, float))}
+    beyond = [k for k, v in numbers.items() if abs(v) > _LARGEST]
+    real = {k: float(v) for k, v in numbers.items() if hints[k] is float and k not in beyond}
+    made = cls(**{**values, **real})  # its own bounds first: they are narrower
+    for key in beyond:
+        raise UserError(f"setting {key}={values[key]!r} of {what}", f"give at most {_LARGEST:,}")
+    return made
 
 
 def _fits(value: Any, hint: Any) -> bool:
