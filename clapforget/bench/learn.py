@@ -22,8 +22,9 @@ uncertainty_ratio      prediction with entropy, expected entropy and mutual info
 encodes_per_image      images encoded in two learn experiences, by images in them
 strategy_overhead      a learn experience through the strategy, over the same training as a plain
                        loop on the same tensors (built-in model, tenth task of ten classes)
-selection_seconds      the slowest exemplar score, 20 a class out of 50,000 images of 100 classes, with what
-                       CLAP's head says of the images (20 draws) where the score reads it
+selection_seconds      the slowest exemplar score, 20 a class out of 50,000 images of 100 classes, what the
+                       posterior says of the images being at hand; ``…_with_posterior``: CLAP's 20 draws of all
+                       of them and the choice
 exact_*                the exact posterior (:mod:`clapforget.bench.exact`): CLAP's seconds to learn an
                        experience over its own, seconds to delete a class, megabytes of its state
 =====================  =============================================================================

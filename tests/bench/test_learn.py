@@ -121,6 +121,8 @@ def test_the_command_writes_every_number_it_promises(
     by_score = found["selection_seconds_by_score"]
     assert set(by_score) == set(SELECTORS.names())
     assert found["selection_seconds"] == max(by_score.values())
+    whole = found["selection_seconds_with_posterior_by_score"]
+    assert all(whole[name] >= seconds for name, seconds in by_score.items())
     for doubt in ("entropy", "expected_entropy", "mutual_information"):
         assert found["uncertainty_error_nats"][doubt]["closed_form"] >= 0
     assert bench(monkeypatch, "--quick", "--json", str(file)) == 2
