@@ -75,15 +75,16 @@ def lower(before: Sequence[Reading], after: Sequence[Reading]) -> list[Reading]:
     """The readings after, each share with the unseen classes of the model before where their mean is the smaller.
 
     Not the answers, which :func:`taught_since` tells by: of a head they are how often unseen images are taken for a
-    forgotten class, and one that learned it takes fewer.
+    forgotten class, and one that learned it takes fewer. Nor the posterior's share, conformal coverage: its sets are as
+    wide as the model is unsure of everything, so that it is a score with a scale of its own.
 
     :param before, after: readings of the same images, classes taught since left out.
     """
     old, found = {r.name: r for r in before}, []
     for now in after:
         then = old.get(now.name)
-        told = now.share and now.name not in _TOLD_BY and now.unseen is not None
-        if told and then is not None and then.unseen is not None:
+        told = now.share and now.name not in _TOLD_BY and now.group != "posterior"
+        if told and now.unseen is not None and then is not None and then.unseen is not None:
             risen = _mean_by_class(now) - _mean_by_class(then)
             if risen > 0:
                 note = "; ".join(
