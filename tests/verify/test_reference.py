@@ -97,7 +97,7 @@ def test_the_smaller_mean_counts_and_nothing_but_shares_is_touched() -> None:
     score = [replace(r, share=False) for r in before]
     assert lower(after, score)[0] is score[0]
     assert lower([], before)[0] is before[0]
-    wide = [replace(r, group="posterior") for r in before]  # conformal sets of a model unsure of everything
+    wide = [replace(r, group="posterior") for r in before]  # conformal sets
     assert lower(after, wide)[0] is wide[0]
     none = replace(before[0], unseen=None, unseen_labels=None)
     assert lower([none], before)[0] is before[0]
