@@ -97,7 +97,7 @@ def lower(before: Sequence[Reading], after: Sequence[Reading]) -> list[Reading]:
 
 def _mean_by_class(reading: Reading) -> float:
     """Of unseen classes, the mean of their means."""
-    assert reading.unseen is not None
+    assert reading.unseen is not None and reading.unseen_labels is not None
     labels = reading.unseen_labels
     return float(np.mean([reading.unseen[labels == c].mean() for c in np.unique(labels)]))
 

@@ -58,6 +58,18 @@ def test_each_class_plays_one_part_and_attacks_get_no_test_image(data: ImageData
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("learned", "each"), [("L0-11", 15), ("L0-9,20-29", 12)])
+def test_of_few_learned_classes_as_many_images_are_looked_at_as_show_that_they_were_kept(
+    data: ImageData, learned: str, each: int
+) -> None:
+    *_, request = stream(data, f"{learned} F1").train_stream
+    met = [c for c in request.learned_classes if c != 1]
+    m = request_material(request, request_views(request, met, [*met, 1]), 0)
+    kept = m.test["retain"]
+    assert {len(kept.of([c])) for c in met} == {each}
+    assert {len(kept.of([c])) for c in m.bystanders} == {12}
+
+
 def test_single_samples_that_were_deleted_serve_no_attack(data: ImageData) -> None:
     gone = data.rows("train", [0])[:15].tolist()
     text = ",".join(map(str, gone))

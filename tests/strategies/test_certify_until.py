@@ -17,6 +17,7 @@ from clapforget.strategies.certify_until import _with_validation, repeat
 from clapforget.unlearn import make_forgetter
 from clapforget.unlearn.base import ForgetTask, Forgetter, Pairs
 from clapforget.verify import Material
+from clapforget.verify.rules import KEPT_OPEN
 from tests.verify.worlds import FORGET, RETAIN, clip, data, material
 
 MakeStrategy = Callable[..., ClapForget]
@@ -51,6 +52,13 @@ def test_a_forgetter_too_weak_in_one_round_goes_on_until_verified() -> None:
     assert len(verdicts) > 1 and "forgotten" not in verdicts[:-1]
     assert until["kept"] == len(verdicts)
     assert changed.fingerprint("text") != clip().fingerprint("text")
+
+
+def test_where_too_few_images_show_what_was_kept_no_further_round_is_made() -> None:
+    _, until = rounds(weak(15), 5, material().with_fewer(retain=1))
+    assert until["ended"] == KEPT_OPEN, until
+    assert until["kept"] == len(until["rounds"]) < 5
+    assert "images of the kept classes would settle it" in until["rounds"][-1]["weakest"]
 
 
 def test_the_budget_ends_it_and_that_is_said() -> None:

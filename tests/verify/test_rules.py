@@ -188,9 +188,11 @@ def test_open_cases_say_how_many_images_would_settle_them() -> None:
 
 
 def test_the_number_is_that_of_the_piece_that_is_open() -> None:
-    """A wording far below the reference is not asked to be shown near it, and is not what is open."""
+    """A wording is not asked to be shown near the reference from below, however open that is."""
     found = clean()
-    found["wordings_best"] = replace(found["wordings_best"], p_below=0.9)
+    found["wordings_best"] = replace(
+        found["wordings_best"], p_above=0.2, p_below=0.9, holds=False, images_needed=140
+    )
     found["placement"] = replace(found["placement"], p_below=0.3, images_needed=77)
     assert "about 77 images" in decide(list(found.values())).weakest
 
