@@ -15,7 +15,10 @@ test: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
-	$(BIN)/mypy -p clapforget
+	work=$$(mktemp -d) && cp -r clapforget strategies scenarios $$work \
+	&& mv $$work/strategies $$work/scenarios $$work/clapforget \
+	&& cd $$work && MYPYPATH=$$work $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p clapforget \
+	&& rm -rf $$work
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -19,7 +19,9 @@ STRATEGIES.register("clapforget")(
 for _name in PROMPTS.names():
     _presets = {"default": {"prompt.style": _name}}
     STRATEGIES.register(_name)(
-        StrategyEntry(build_clap_forget, "prompted", {"prompt": PromptSettings}, _presets)
+        StrategyEntry(
+            build_clap_forget, "prompted", extra={"prompt": PromptSettings}, presets=_presets
+        )
     )
 for _name in HEADS.names():
     if _name not in ("variational", "prompted"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from clapforget.clip import Clip
@@ -68,6 +68,7 @@ class StrategyEntry:
     build: Callable[[Clip, StrategyOptions, int], Any]
     """``(clip, options, seed) -> strategy``."""
     posterior: str = "variational"
+    _: KW_ONLY
     extra: Mapping[str, type] = field(default_factory=dict)
     """Further settings of this strategy alone, by their group's name."""
     reads: Literal["memory", "everything"] | None = None

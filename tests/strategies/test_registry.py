@@ -12,6 +12,7 @@ import pytest
 
 from clapforget.errors import UserError
 from clapforget.posterior import HEADS
+from clapforget.prompts import PROMPTS
 from clapforget.strategies.registry import STRATEGIES, StrategyOptions
 from clapforget.unlearn.base import DEFAULT_FORGETTER, FORGETTERS
 
@@ -133,3 +134,8 @@ def test_what_can_be_known_is_refused_before_anything_is_built(
 ) -> None:
     with pytest.raises(UserError, match=words):
         StrategyOptions.parse(strategy, DEFAULT_FORGETTER, settings)
+
+
+@pytest.mark.parametrize("style", PROMPTS.names())
+def test_a_style_of_prompts_as_a_strategy_trains_that_style(style: str) -> None:
+    assert StrategyOptions.parse(style, DEFAULT_FORGETTER, {}).extra["prompt"].style == style
