@@ -108,6 +108,14 @@ def verify(
     twin: Annotated[
         str | None, typer.Option(help="A model that never saw the forgotten data.")
     ] = None,
+    synonyms: Annotated[
+        Path | None, typer.Option(help="YAML of other words for classes: 'couch: [sofa, settee]'.", **_PATH)
+    ] = None,
+    members: Annotated[
+        bool,
+        typer.Option("--members", help="The model before was trained on train/ and on none of test/, a random split: "
+                     "ask of single images too (with --twin)."),
+    ] = False,
     model: Annotated[str | None, typer.Option(help="Architecture of weights files.")] = None,
     level: Annotated[
         str, typer.Option(help="quick, or full with the attacks that train.")
@@ -136,7 +144,7 @@ def verify(
     if out is not None:
         _check_file(out, overwrite)
     asked = VerifyRequest(before, after, request, data, model, twin, retain, unseen, level, claim,  # type: ignore[arg-type]
-                          seed, device)  # fmt: skip
+                          seed, device, synonyms, members)  # fmt: skip
     certificate = verify_models(asked, say)
     say(certificate.text)
     say(f"verdict: {certificate.verdict} (rule {certificate.rule})")

@@ -15,7 +15,7 @@ from torch import Tensor
 from clapforget.clip import Clip
 from clapforget.errors import UserError
 from clapforget.loading import load_clip
-from clapforget.scenarios import ImageData, cifar100, folder, lab
+from clapforget.scenarios import ImageData, cifar100, folder, lab, read_synonyms
 from clapforget.seeding import check_seed
 from clapforget.strategies.certify import package_versions
 from clapforget.verify import Certificate
@@ -29,6 +29,7 @@ from clapforget.verify.subject import Subject
 __all__ = ["VerifyRequest", "check_certificate", "verify_models"]
 
 _SAME = 0.9999  # cosine
+_MEMBERS = 100  # train images a forgotten class
 _LARGEST = 64 * 2**20  # bytes of a certificate
 _SCALES = (1e-3, 1e6)  # of exp(logit_scale); open_clip trains it to at most 100
 
@@ -49,6 +50,11 @@ class VerifyRequest:
     claim: Claim = "knowledge"
     seed: int = 0
     device: str = "cpu"
+    synonyms: Path | None = None
+    """A file of other words for classes, see :func:`~clapforget.scenarios.read_synonyms`."""
+    members: bool = False
+    """Whether the model before was trained on the data's train images, and the test images are the other part of a
+    random split: then single images are asked about too, beside a twin."""
 
 
 def load_checkpoint(text: str, model: str | None, device: str = "cpu") -> Clip:
@@ -78,7 +84,11 @@ def verify_models(request: VerifyRequest, say: Callable[[str], None]) -> Certifi
     if request.claim not in ("association", "knowledge"):
         raise UserError(f"unknown claim {request.claim!r}", "choose association or knowledge")
     check_seed(request.seed)
+    if request.members and request.twin is None:
+        raise UserError("--members needs a twin as reference model", "add --twin, or leave out --members")
     data = _data(request.data)
+    if request.synonyms is not None:
+        data = replace(data, synonyms=read_synonyms(request.synonyms, data))
     forget = _labels(request.request, data)
     retain = None if request.retain is None else _part(request.retain, data)
     unseen = None if request.unseen is None else _part(request.unseen, data)
@@ -104,7 +114,10 @@ def verify_models(request: VerifyRequest, say: Callable[[str], None]) -> Certifi
             )
     if before.name != "lab-tiny" and request.data == "lab":
         data = replace(data, known=None)  # what the built-in model knows says nothing of this one
-    m = material_from(data, forget, retain=retain, unseen=unseen, seed=request.seed)
+    m = material_from(
+        data, forget, retain=retain, unseen=unseen, seed=request.seed,
+        members=_MEMBERS if request.members else 0,
+    )  # fmt: skip
     if twin is None and not m.unseen:
         say("no --unseen and no --twin: nothing stands in for never learned; at best inconclusive")
     old, new = Subject(before), Subject(after)

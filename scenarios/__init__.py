@@ -21,6 +21,7 @@ from clapforget.scenarios.sequence import (
     parse_sequence,
     retained_after,
 )
+from clapforget.scenarios.synonyms import read_synonyms
 
 __all__ = [
     "SCENARIOS",
@@ -46,6 +47,7 @@ __all__ = [
     "format_sequence",
     "lab",
     "parse_sequence",
+    "read_synonyms",
     "retained_after",
     "stream",
     "unseen_classes",

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from clapforget.errors import UserError
+from clapforget.scenarios.cifar100_words import SYNONYMS
 from clapforget.scenarios.data import ImageData
 from clapforget.scenarios.folder_data import folder
 
@@ -117,6 +118,7 @@ def cifar100(path: str | Path | None = None, max_per_class: int | None = None) -
         data,
         known=frozenset(known_classes()),
         neighbour_sets=tuple(neighbours(label) for label in range(len(names))),
+        synonyms={class_folders().index(name): words for name, words in SYNONYMS.items()},
         flip=True,
     )
 

@@ -6,8 +6,8 @@ import copy
 import difflib
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -120,6 +120,8 @@ class ImageData:
     """Whether a mirrored image still shows its class."""
     class_order: tuple[int, ...] = ()
     """The canonical class id of each label: the identity, unless reordered."""
+    synonyms: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    """Other words for a class, by label, each as it stands in a prompt; labels without any may be left out."""
     captions: Captions | None = None
     """What is said of single images; ``None``: nothing but their class."""
 
@@ -140,6 +142,7 @@ class ImageData:
                 "give one a class, or none",
             )
         self.check_labels(self.known or (), "the known classes")
+        self.check_labels(self.synonyms, "the synonyms")
         for images in (self.train, self.test):
             if len(images):
                 extremes = (int(images.targets.min()), int(images.targets.max()))
@@ -224,6 +227,7 @@ class ImageData:
                 rename(self.neighbour_sets[i]) for i in (order if self.neighbour_sets else ())
             ),
             class_order=tuple(self.class_order[i] for i in order),
+            synonyms={renamed[label]: words for label, words in self.synonyms.items()},
         )
 
     def label_of(self, name: str) -> int:

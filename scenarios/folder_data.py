@@ -13,6 +13,7 @@ import torch
 from clapforget.errors import UserError
 from clapforget.scenarios.data import ImageData, LabelledImages, Split, TensorImages
 from clapforget.scenarios.files import FileImages, image_size, read_image
+from clapforget.scenarios.synonyms import SYNONYMS_FILE, read_synonyms
 
 __all__ = ["IMAGE_SUFFIXES", "PHOTO_TEMPLATES", "folder"]
 
@@ -47,7 +48,8 @@ def folder(
     they are needed, their short side resized to ``size`` and their centre cropped.
 
     :param path: holds ``train/`` and ``test/``, which hold a folder a class. Underscores in their
-        names become spaces in :attr:`ImageData.class_names`. Hidden files are ignored.
+        names become spaces in :attr:`ImageData.class_names`. Hidden files are ignored. A
+        ``synonyms.yaml`` beside them gives other words for classes.
     :param size: side of the images, in pixels; by default small ones keep theirs, others get 224.
     :param name: of the data set; by default the folder's name.
     :param templates: prompts with one ``{}``; default :data:`PHOTO_TEMPLATES`.
@@ -82,6 +84,8 @@ def folder(
         test=_load(test, "test", size, max_per_class),
         templates=tuple(templates) if templates is not None else PHOTO_TEMPLATES,
     )
+    if (words := root / SYNONYMS_FILE).is_file():
+        data = replace(data, synonyms=read_synonyms(words, data))
     return data if known is None else with_known(data, known)
 
 

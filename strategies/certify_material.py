@@ -184,7 +184,7 @@ def _material(
     others = tuple(c for c in parts["retain"] if c not in views.retain)
     return Material(
         data.class_names, data.templates, views.forget, parts["retain"], unseen,
-        views.neighbours, others, test=seen, shots=draw(shots, {}),
+        views.neighbours, others, test=seen, shots=draw(shots, {}), synonyms=data.synonyms,
     )  # fmt: skip
 
 

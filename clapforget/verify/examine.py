@@ -130,6 +130,8 @@ def not_tested(
                     "was trained")  # fmt: skip
     elif not twin:
         left.append("membership of single images: needs a twin as reference model")
+    if not any(m.synonyms.get(c) for c in m.forget):
+        left.append("other words for the same thing: none were given")
     if not m.neighbours:
         left.append("neighbours: the data set names none")
     if not m.unseen:

@@ -81,6 +81,8 @@ class Material:
     shots: Mapping[str, Part] = field(default_factory=dict)
     """Attack images by the same names; a part without any is left out, as are unseen classes without test
     images."""
+    synonyms: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    """Other words for classes, by label; each as it stands in a prompt."""
     members: Part | None = None
     """Images of ``forget`` that the model before is known to have been trained on, from a random split of
     which the test images are the other part; None where that is not known."""
@@ -211,6 +213,6 @@ def material_from(
     }
     return Material(
         data.class_names, data.templates, forget, tuple(retain), tuple(unseen),
-        tuple(c for c in retain if c in near), test=test, shots=given,
+        tuple(c for c in retain if c in near), test=test, shots=given, synonyms=data.synonyms,
         members=draw("train", forget, members) if members else None,
     )  # fmt: skip
