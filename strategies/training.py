@@ -66,7 +66,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "training.warm_up": 0.2,
         "training.consolidation_lr": 1e-4,
     },
-    "best": {"posterior": "exact", "exact.features": 2000},
+    "best": {"posterior": "exact", "exact.features": 2000, "exact.reservoir": 20},
 }
 """Named configurations of CLAP, as settings that differ from the defaults.
 
@@ -75,8 +75,8 @@ the README configuration of the program, test batches of 32 and mean logits incl
 exemplars; ``paper`` the training
 that the paper reports (batches of 64, rate 1e-3 with one epoch of five as warm-up, 1e-4 in
 consolidation), else as released. ``best`` is what this project recommends: the exact posterior with twice
-its default of random features (0.003 of CIFAR-100's last accuracy for twice the time); its
-strengths, temperature and weights are set by leaving learned samples out (docs/results/learning.md).
+its default of random features (0.003 of CIFAR-100's last accuracy for twice the time) and of samples to leave out; its
+strengths, rates and weights are set by leaving these out (docs/results/learning.md).
 """
 
 

@@ -1,13 +1,14 @@
-"""The exact head: a Bayesian classifier around the text that is solved for, and deleted from.
+"""The exact head: Bayesian classifiers around the text that are solved for, and deleted from.
 
 It learns in one pass by adding to sums, in any order, and deletes by subtracting: the result is the
 posterior of the twin that never saw the deleted samples. What is computed from the sums (prior strengths
-and temperature, :mod:`~clapforget.posterior.solving`) is computed again each time, so it is the
+and rates, :mod:`~clapforget.posterior.solving`) is computed again each time, so it is the
 twin's as well; see :class:`~clapforget.posterior.reservoir.Reservoir` for the one limit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ __all__ = ["ExactHead", "ExactSettings"]
 
 @HEADS.register("exact")
 class ExactHead(SumsHead):
-    """Discriminant or regression on the sums of everything learned."""
+    """Discriminants and regression on the sums of everything learned."""
 
     Settings = ExactSettings
     settings_group = "exact"
@@ -186,8 +187,8 @@ class ExactHead(SumsHead):
     def predict(self, v: Tensor, batch_size: int = 1024) -> Predictive:
         """Posterior predictive of image features v [B, d] over all columns.
 
-        ``probs`` is the softmax of the predictive log densities (or mean scores) over the
-        temperature. The uncertainties are of M draws around them, each class's with its standard
+        ``probs`` is the softmax of a pool's scores (predictive log densities, mean answers of a regression), each
+        times its rate, averaged over the pools. The uncertainties are of M draws around them, each class's with its standard
         deviation under the posterior; the draws belong to the label, so that neither the order of
         the columns nor other classes' columns change them. ``energy`` is how familiar the image
         looks, :mod:`~clapforget.posterior.familiarity`.
@@ -199,33 +200,45 @@ class ExactHead(SumsHead):
         return torch.cat([self._probs(part) for part in v.split(batch_size)])
 
     def _probs(self, v: Tensor) -> Tensor:
-        white = self._white(v)
-        mean = torch.stack([self._scores(part, u)[0] for part, u in zip(self.parts, white)])
+        mean = torch.stack([mean for mean, _ in self._scores(self._white(v))])
         return torch.einsum("k,kbc->bc", self._weights(), mean.softmax(-1)).to(v.dtype)
 
     def _white(self, v: Tensor) -> list[Tensor]:
-        """φ of images, whitened by each part."""
-        phi = self.map(v)
-        return [part.posterior.whiten(phi[:, : part.size]) for part in self.parts]
+        """φ of images, whitened by each part; empty for those that have no say."""
+        phi, widest = self.map(v), self.solution.widest
+        return [
+            part.posterior.whiten(phi[:, : part.size]) if part.rate or k == widest else phi[:0]
+            for k, part in enumerate(self.parts)
+        ]
 
-    def _scores(self, part: Part, white: Tensor) -> tuple[Tensor, Tensor]:
-        """A part's logits and their standard deviation under the posterior, [B, C] each."""
-        mean, spread = part.posterior.scores(white)
-        hot = part.temperature
-        return (mean / hot).masked_fill(self.hidden, -torch.inf), spread / hot
+    def _scores(self, white: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Each pool's logits and their standard deviation under the posterior, [B, C] each. Its parts saw the same
+        images, so their errors are taken to go together: standard deviations add up.
+
+        :param white: images whitened by each part.
+        """
+        found, rows = [], iter(white)
+        for pool in self.solution.pools:
+            mean = spread = self.sums.first.new_zeros(max(map(len, white)), len(self.labels))
+            for part, u in zip(pool.parts, rows):
+                if not part.rate:
+                    continue
+                own, doubt = part.posterior.scores(u)
+                mean, spread = mean + part.rate * own, spread + part.rate * doubt
+            found.append((mean.masked_fill(self.hidden, -torch.inf), spread))
+        return found
 
     def _weights(self) -> Tensor:
-        """Of the parts in the average, [K]."""
-        weights = self.sums.first.new_tensor([part.weight for part in self.parts])
+        """Of the pools in the average, [K]."""
+        weights = self.sums.first.new_tensor([pool.weight for pool in self.solution.pools])
         return weights / weights.sum()
 
     def _predict(self, v: Tensor) -> Predictive:
         solution, weights = self.solution, self._weights()
         counted = (self.sums.count > 0) & ~self.retired
         samples, logits, white = [], [], self._white(v)
-        for number, part in enumerate(self.parts):
+        for number, (mean, spread) in enumerate(self._scores(white)):
             draws = max(1, round(self.settings.samples * float(weights[number])))
-            mean, spread = self._scores(part, white[number])
             noise = normal_of(self.labels, draws, 2 * self.seed + number)[:, None]
             samples.append((mean + spread * noise).softmax(-1))
             logits.append(mean)

@@ -14,15 +14,16 @@ __all__ = ["ExactSettings"]
 class ExactSettings:
     """Options of the exact posterior."""
 
-    model: Literal["discriminant", "regression"] = "discriminant"
+    model: Literal["both", "discriminant", "regression"] = "both"
+    """Which models answer together, in a log-linear pool whose rates are those of the least left-out log loss."""
     features: int = 1000
     """R, number of random ReLU features beside the image feature, at most 20,000; time and memory grow with
-    R² (at 20,000 the sums alone take 1.6 GB). The preset ``best`` takes 2,000. A discriminant with R > 0 is
-    an average: on the image feature alone, and on both."""
+    R² (at 20,000 the sums alone take 1.6 GB). The preset ``best`` takes 2,000. With R > 0 the discriminant comes
+    twice: on the image feature alone, and on both."""
     spherical: float | None = None
-    """Weight, in a discriminant's average, of one more part on the image feature alone whose covariance
-    has so strong a prior that it is spherical; the other parts have weight 1. None: the left-out
-    error of these, so that it counts where they fail."""
+    """Weight, beside 1 of the pool, of one more discriminant that is averaged with it: on the image feature alone,
+    with so strong a prior of the covariance that it is spherical. None: half the left-out error of the pool, so that
+    it counts where the pool fails. A regression alone has none."""
     samples: int = 20
     """Monte Carlo samples M behind the uncertainties."""
     strength: float | None = None
@@ -35,7 +36,7 @@ class ExactSettings:
     reservoir: int = 10
     """Learned samples a class on which leave-one-out scores are computed."""
     calibrate_on: Literal["unknown", "all"] = "unknown"
-    """Weigh classes in the temperature by how little zero-shot CLIP knows them, (1 − accuracy)²:
+    """Weigh classes in the rates by how little zero-shot CLIP knows them, (1 − accuracy)²:
     of classes that CLIP was trained on, it may have seen these very images, and their left-out
     scores flatter. ``all``: weigh them alike."""
     by_class: bool = False

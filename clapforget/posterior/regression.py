@@ -11,6 +11,7 @@ normal, since A is shared. λ, a and σ² are those of the smallest squared left
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ from clapforget.posterior.whitening import whiten
 __all__ = ["Regression", "fit_regression"]
 
 _RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+_FIRST = 1e-1
 
 
 @dataclass
@@ -93,31 +95,46 @@ def fit_regression(
     direction[:, :width] = text.double() - centre
     target = torch.nn.functional.one_hot(columns, len(text)).to(sums.first)
     classes = max(int(awake.sum()), 1)
-    grid = _RIDGES if len(columns) else (1.0,)
-    best: tuple[float, Regression] | None = None
-    for value in grid if ridge is None else (ridge,):
+
+    def fit(value: float) -> tuple[float, Regression]:
+        """The squared left-out error at a λ, and the posterior."""
         lam = value * max(1.0, float(sums.count.sum()) / 1000)
         matrix = sums.second_lower(sums.size)  # all that a Cholesky factorisation reads
         matrix.diagonal().add_(lam)
         factor = torch.linalg.cholesky(matrix)
         both = torch.cholesky_solve(torch.cat([sums.first, lam * direction]).T, factor).T
         own, prior = both.chunk(2)
-        u = whiten(factor, phi)
-        error = left_out_error(u, target[:, None] - phi @ own.T)[:, 0]
-        by_text = left_out_error(u, -phi @ prior.T)[:, 0]
-        w = row_weight[:, None].to(error) * awake
-        # error(a) = error + a · by_text, and by_text is minus what the text would add
         slope, loss = 1.0, (classes - 1) / classes**2
         if len(columns):
+            u = whiten(factor, phi)
+            error = left_out_error(u, target[:, None] - phi @ own.T)[:, 0]
+            by_text = left_out_error(u, -phi @ prior.T)[:, 0]
+            w = row_weight[:, None].to(error) * awake
+            # error(a) = error + a · by_text, and by_text is minus what the text would add
             slope = float(
                 -(w * error * by_text).sum() / (w * by_text * by_text).sum().clamp_min(1e-12)
             )
             slope = max(slope, 0.0)
             loss = float((w * (error + slope * by_text).square()).sum() / w.sum())
-        if best is None or loss < best[0]:
-            found = Regression(
-                own + slope * prior, sums.first, factor, max(loss, 1e-12) ** 0.5, lam, slope
-            )
-            best = (loss, found)
-    assert best is not None
-    return best[1]
+        noise = max(loss, 1e-12) ** 0.5
+        return loss, Regression(own + slope * prior, sums.first, factor, noise, lam, slope)
+
+    if ridge is not None or not len(columns):
+        return fit(1.0 if ridge is None else ridge)[1]
+    return _walk(fit)
+
+
+def _walk(fit: Callable[[float], tuple[float, Regression]]) -> Regression:
+    """Over the grid of λ from :data:`_FIRST`, downhill until a neighbour is no better."""
+    at = _RIDGES.index(_FIRST)
+    loss, best = fit(_RIDGES[at])
+    for step in (-1, 1):
+        start, here = loss, at
+        while 0 <= here + step < len(_RIDGES):
+            found, other = fit(_RIDGES[here + step])
+            if not found < loss:
+                break
+            here, loss, best = here + step, found, other
+        if loss < start:
+            break
+    return best

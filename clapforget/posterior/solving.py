@@ -1,5 +1,5 @@
-"""How the exact head gets from its sums to a predictive: prior strengths and temperature, by leaving
-learned samples out in turn."""
+"""How the exact head gets from its sums to a predictive: prior strengths, and how much each of its models
+counts, by leaving learned samples out in turn."""
 
 from __future__ import annotations
 
@@ -13,42 +13,59 @@ from torch import Tensor
 from clapforget.posterior.discriminant import Discriminant, fit_discriminant, prior_means
 from clapforget.posterior.familiarity import Scale, signs
 from clapforget.posterior.regression import Regression, fit_regression
-from clapforget.posterior.temperature import best_temperature
+from clapforget.posterior.temperature import best_rates, best_temperature, pooled, spread_of
 
 if TYPE_CHECKING:
     from clapforget.posterior.exact import ExactHead
 
-__all__ = ["Part", "Solution", "solve"]
+__all__ = ["Part", "Pool", "Solution", "solve"]
 
 _STRENGTHS = (1.0, 0.3, 3.0, 0.1, 10.0)
 _SPREADS = (0.3, 0.03, 3.0, 0.003)
 _LEFT_OUT = 2000  # learned samples that are left out in turn, at most
+_FOR_RIDGE = 500  # of them, those by which a regression's λ is chosen: each λ is a factorisation of its own
 
 
 @dataclass
 class Part:
-    """One posterior with its temperature."""
+    """One posterior with its rate."""
 
     posterior: Discriminant | Regression
-    temperature: float
     size: int
     """How many of φ's entries it is on."""
+    rate: float = 1.0
+    """What its scores are multiplied by in its pool: of a pool of one, the inverse temperature."""
+    spread: float = 1.0
+    """Standard deviation of its left-out scores, the unit of the rate's inverse."""
+
+
+@dataclass
+class Pool:
+    """Posteriors that answer together: ``softmax(Σ_k β_k scores_k)``."""
+
+    parts: list[Part]
     weight: float = 1.0
-    """In the average of the parts."""
+    """In the average of the pools."""
 
 
 @dataclass
 class Solution:
     """What the sums say."""
 
-    parts: list[Part]
-    """Posteriors whose predictives are averaged."""
+    pools: list[Pool]
+    """Whose predictives are averaged."""
     scale: Scale
     """Of the signs of familiarity, over learned samples."""
 
     @property
+    def parts(self) -> list[Part]:
+        """Of all pools."""
+        return [part for pool in self.pools for part in pool.parts]
+
+    @property
     def widest(self) -> int:
-        """Which part is on most of φ: its density says how familiar an image looks."""
+        """Which part is on most of φ, a discriminant before a regression: its density says how familiar an image
+        looks."""
         return max(range(len(self.parts)), key=lambda k: self.parts[k].size)
 
 
@@ -65,79 +82,88 @@ class _Left:
         """Those of a mask [n]."""
         return _Left(self.phi[some], self.columns[some], self.weight[some])
 
-
-@dataclass
-class _Fitted:
-    """A part, and what it says of the left-out samples."""
-
-    part: Part
-    left: Tensor
-    """Whitened, [n, V, size]."""
-    probs: Tensor | None
-    """Its predictive of them [n, C], if there are any to leave out."""
+    def first(self, each: int) -> _Left:
+        """The first so many of each class."""
+        if not len(self.columns):
+            return self
+        rows = torch.arange(len(self.columns), device=self.columns.device)
+        return self.of(F.one_hot(self.columns).cumsum(0)[rows, self.columns] <= each)
 
 
 @torch.no_grad()
 def solve(head: ExactHead) -> Solution:
-    """The posteriors whose predictives are averaged: of a regression one; of a discriminant on the
-    image feature, on random features as well, and with a spherical covariance.
+    """A pool of a discriminant on the image feature, one on random features as well, and a regression on these;
+    averaged with it, a discriminant whose covariance is spherical.
 
-    The last one's weight is how often the others' average is wrong of left-out samples, unless the
-    settings give one. Of classes that CLIP does not know, a full covariance is sure of wrong answers
-    where the spherical one doubts; where left-out answers are right, it has nothing to add.
+    The latter's weight is half of how often the pool is wrong of left-out samples, unless the settings give one. Of
+    classes that CLIP does not know, a full covariance is sure of wrong answers where the spherical one doubts; where
+    left-out answers are right, it has nothing to add.
 
-    With nothing learned it is the regression's prior for both models, which is zero-shot CLIP.
+    With nothing learned it is the regression's prior for every model, which is zero-shot CLIP.
     """
     v, labels = head.reservoir.sample(_LEFT_OUT)
     columns = head.columns(labels)
     left = _Left(head.map(v), columns, _ignorance(head, v, columns))
-    parts = _regression(head, left) if _no_discriminant(head) else _discriminant(head, left)
-    found = Solution([one.part for one in parts], Scale.of(left.phi.new_zeros(3, 0)))
+    found = Solution(_pools(head, left), Scale.of(left.phi.new_zeros(3, 0)))
     if len(columns):
-        widest, counted = parts[found.widest], (head.sums.count > 0) & ~head.retired
-        density = widest.part.posterior.likeness(widest.left[:, 0], counted)
+        widest, counted = found.parts[found.widest], (head.sums.count > 0) & ~head.retired
+        white = widest.posterior.whiten(left.phi[:, 0, : widest.size])
         first = head.sums.first[counted, : head.width]
-        found.scale = Scale.of(signs(density, v[:, 0], first, head.text[counted]))
+        found.scale = Scale.of(
+            signs(widest.posterior.likeness(white, counted), v[:, 0], first, head.text[counted])
+        )
     return found
 
 
-def _no_discriminant(head: ExactHead) -> bool:
-    return head.settings.model == "regression" or not head.sums.count.any()
-
-
-def _regression(head: ExactHead, left: _Left) -> list[_Fitted]:
-    rows = left.phi, left.columns, left.weight
-    fitted = fit_regression(head.sums, head.text, ~head.retired, *rows, head.settings.ridge)
-    return [_part(head, fitted, head.map.size, left)]
-
-
-def _discriminant(head: ExactHead, left: _Left) -> list[_Fitted]:
-    prior = prior_means(head.sums, head.text)
-    kappa0, psi = _hyper(head, prior, left)
-
-    def part(size: int, spherical: bool = False) -> _Fitted:
-        fitted = fit_discriminant(head.sums, prior[:, :size], kappa0, psi, size, spherical)
-        return _part(head, fitted, size, left)
-
-    parts = [part(size) for size in dict.fromkeys((head.width, head.map.size))]
+def _pools(head: ExactHead, left: _Left) -> list[Pool]:
+    model = head.settings.model if head.sums.count.any() else "regression"
+    posteriors: list[tuple[Discriminant | Regression, int]] = []
+    if model != "regression":
+        prior = prior_means(head.sums, head.text)
+        kappa0, psi = _hyper(head, prior, left)
+        posteriors += [
+            (fit_discriminant(head.sums, prior[:, :size], kappa0, psi, size), size)
+            for size in dict.fromkeys((head.width, head.map.size))
+        ]
+    if model != "discriminant":
+        few = left.first(max(1, _FOR_RIDGE // len(head.labels)))
+        rows = few.phi, few.columns, few.weight
+        fitted = fit_regression(head.sums, head.text, ~head.retired, *rows, head.settings.ridge)
+        posteriors.append((fitted, head.map.size))
+    pool, error = _pool(head, posteriors, left)
     weight = head.settings.spherical
-    if weight is None:
-        weight = _error([one.probs for one in parts], left)
-    if weight > 0:
-        spherical = part(head.width, spherical=True)
-        spherical.part.weight = weight
-        parts.append(spherical)
-    return parts
+    weight = error / 2 if weight is None else weight
+    if model == "regression" or not weight > 0:
+        return [pool]
+    spherical = fit_discriminant(
+        head.sums, prior[:, : head.width], kappa0, psi, head.width, spherical=True
+    )
+    doubting, _ = _pool(head, [(spherical, head.width)], left)
+    doubting.weight = weight
+    return [pool, doubting]
 
 
-def _error(probs: list[Tensor | None], left: _Left) -> float:
-    """Weighted part of left-out samples that the average of some predictives gets wrong; 1 where
-    nothing could be left out."""
-    known = [one for one in probs if one is not None]
-    if not known:
-        return 1.0
-    wrong = torch.stack(known).mean(0).argmax(1) != left.columns
-    return float(left.weight[wrong].sum() / left.weight.sum())
+def _pool(
+    head: ExactHead, posteriors: list[tuple[Discriminant | Regression, int]], left: _Left
+) -> tuple[Pool, float]:
+    """The rates of least left-out log loss, and the weighted part of left-out samples that the pool gets wrong; 1
+    where nothing could be left out."""
+    if not _can_leave_out(head, left):
+        share = 1 / len(posteriors)
+        rates = [
+            share / _temperature_without_data(posterior, head.scale) for posterior, _ in posteriors
+        ]
+        parts = [Part(*one, rate) for one, rate in zip(posteriors, rates, strict=True)]
+        return Pool(parts), 1.0
+    scores = torch.stack([
+        _scores(head, posterior, posterior.whiten(left.phi[..., :size]), left.columns)
+        for posterior, size in posteriors
+    ])  # fmt: skip
+    rate = best_rates(scores, left.columns, left.weight, doubt=1.0)
+    numbers = zip(posteriors, rate.tolist(), spread_of(scores).tolist(), strict=True)
+    wrong = pooled(rate, scores).argmax(1) != left.columns
+    error = float(left.weight[wrong].sum() / left.weight.sum())
+    return Pool([Part(*one, beta, spread) for one, beta, spread in numbers]), error
 
 
 def _can_leave_out(head: ExactHead, left: _Left) -> bool:
@@ -148,18 +174,6 @@ def _scores(
     head: ExactHead, posterior: Discriminant | Regression, white: Tensor, columns: Tensor
 ) -> Tensor:
     return posterior.left_out(white, columns).masked_fill(head.retired, -torch.inf)
-
-
-def _part(head: ExactHead, posterior: Discriminant | Regression, size: int, left: _Left) -> _Fitted:
-    """A posterior with its temperature."""
-    white = posterior.whiten(left.phi[..., :size])
-    if not _can_leave_out(head, left):
-        temperature = _temperature_without_data(posterior, head.scale)
-        return _Fitted(Part(posterior, temperature, size), white, None)
-    scores = _scores(head, posterior, white, left.columns)
-    temperature = best_temperature(scores, left.columns, left.weight, doubt=1.0)
-    probs = (scores / temperature).softmax(-1)
-    return _Fitted(Part(posterior, temperature, size), white, probs)
 
 
 def _temperature_without_data(posterior: Discriminant | Regression, scale: float) -> float:

@@ -17,8 +17,8 @@ def refit_difference(head: ExactHead, v: Tensor, labels: Tensor, ids: Tensor) ->
     """The largest difference between a head and one that learned these samples and no others.
 
     Compared are, of every posterior in the predictive: the means of the classes or of their weights;
-    Ψ or A over its largest entry; the temperature, as a ratio less one; and the probabilities of
-    these samples. Text and columns are the head's own.
+    Ψ or A over its largest entry; its rate, in units of its scores' spread, over the largest of these; and the
+    probabilities of these samples. Text and columns are the head's own.
 
     :param v: features [n, V, d] of everything that is to remain, by the image tower of now.
     :param labels: [n]. :param ids: sample ids [n].
@@ -28,6 +28,7 @@ def refit_difference(head: ExactHead, v: Tensor, labels: Tensor, ids: Tensor) ->
     twin.grow(head.labels.tolist(), head.templates)
     twin.retired, twin.hidden = head.retired.clone(), head.hidden.clone()
     twin.learn(v, labels, ids, "refitted")
+    sharpest = max(part.rate * part.spread for part in twin.parts)
     gaps = [(head.probs(v[:, 0]) - twin.probs(v[:, 0])).abs().max()]
     for mine, other in zip(head.parts, twin.parts, strict=True):
         a, b = mine.posterior, other.posterior
@@ -35,7 +36,7 @@ def refit_difference(head: ExactHead, v: Tensor, labels: Tensor, ids: Tensor) ->
         gaps += [
             (_centre(a) - _centre(b)).abs().max(),
             (a.factor @ a.factor.T - shape).abs().max() / shape.abs().max(),
-            gaps[0].new_tensor(abs(mine.temperature / other.temperature - 1)),
+            gaps[0].new_tensor(abs(mine.rate - other.rate) * other.spread / sharpest),
         ]
     return float(torch.stack([gap.double() for gap in gaps]).max())
 

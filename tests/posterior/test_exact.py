@@ -17,7 +17,7 @@ from tests.posterior.worlds import SCALE, World, change, forget, learned, make_h
 EVERY = range(5)
 MODELS = [
     {"model": "discriminant"}, {"model": "discriminant", "features": 12}, {"model": "regression"},
-    {"model": "regression", "features": 12},
+    {"model": "regression", "features": 12}, {"model": "both"}, {"model": "both", "features": 12},
 ]  # fmt: skip
 models = pytest.mark.parametrize(
     "settings", MODELS, ids=lambda s: f"{s['model']}-{s.get('features', 0)}"
@@ -47,7 +47,7 @@ def assert_same_posterior(one: ExactHead, other: ExactHead, tolerance: float) ->
     assert torch.equal(one.labels[rows], other.labels[others])
     assert len(one.parts) == len(other.parts)
     for mine, twins in zip(one.parts, other.parts):
-        assert mine.temperature == pytest.approx(twins.temperature, rel=tolerance)
+        assert mine.rate == pytest.approx(twins.rate, rel=tolerance, abs=tolerance / twins.spread)
         a, b = mine.posterior, twins.posterior
         torch.testing.assert_close(a.factor @ a.factor.T, b.factor @ b.factor.T, **close)
         for name in ("mean", "kappa", "prior", "weight"):
@@ -157,18 +157,52 @@ def test_left_out_errors_are_the_weight_of_the_spherical_part() -> None:
     apart, mixed = make_world(), make_world(each=40)
     apart.v = apart.v * 0.01 + 3 * torch.eye(5, 6).double()[apart.labels][:, None]
     mixed.v = mixed.v[torch.randperm(len(mixed.v), generator=torch.Generator().manual_seed(0))]
-    weight = [part.weight for part in learned(apart, EVERY, calibrate_on="all").parts]
+    weight = [pool.weight for pool in learned(apart, EVERY, calibrate_on="all").solution.pools]
     assert weight == [1.0]
-    weight = [part.weight for part in learned(mixed, EVERY, calibrate_on="all").parts]
-    assert weight[0] == 1.0 and 0.6 < weight[1] <= 1.0
-    given = learned(mixed, EVERY, features=12, spherical=0.25)
-    assert [part.weight for part in given.parts] == [1.0, 1.0, 0.25]
-    probs = torch.stack([
-        (part.posterior.scores(part.posterior.whiten(given.map(mixed.v[:, 0])[:, : part.size]))[0] / part.temperature)
-        .softmax(1) for part in given.parts
+    weight = [pool.weight for pool in learned(mixed, EVERY, calibrate_on="all").solution.pools]
+    assert weight[0] == 1.0 and 0.3 < weight[1] <= 0.5
+    given = learned(mixed, EVERY, features=12, spherical=0.25).solution.pools
+    assert [(len(pool.parts), pool.weight) for pool in given] == [(3, 1.0), (1, 0.25)]
+
+
+def test_the_predictive_is_the_average_of_log_linear_pools() -> None:
+    """Written out: scores times rates in a pool, softmax, weights."""
+    world = make_world(each=40)
+    head = learned(world, EVERY, features=12, spherical=0.25)
+    phi = head.map(world.v[:, 0])
+    probs = []
+    for pool in head.solution.pools:
+        logits = [
+            part.rate * part.posterior.scores(part.posterior.whiten(phi[:, : part.size]))[0]
+            for part in pool.parts
+        ]
+        probs.append(torch.stack(logits).sum(0).softmax(1))
+    said = head.predict(world.v[:, 0])
+    torch.testing.assert_close(said.probs, (probs[0] + 0.25 * probs[1]) / 1.25)
+
+
+def test_the_rates_are_those_of_the_least_left_out_loss() -> None:
+    """At any other rates the left-out samples are less likely (one row of doubt among them)."""
+    world = make_world(each=40)
+    fixed = {"features": 12, "strength": 1.0, "spread": 0.3, "ridge": 1.0, "calibrate_on": "all"}
+    head = learned(world, EVERY, spherical=0.0, **fixed)
+    assert all(part.rate >= 0 for part in head.parts) and sum(part.rate for part in head.parts) > 0
+    v, labels = head.reservoir.sample(2000)
+    scores = torch.stack([
+        part.posterior.left_out(part.posterior.whiten(head.map(v)[..., : part.size]), labels) for part in head.parts
     ])  # fmt: skip
-    expected = (probs * torch.tensor([1, 1, 0.25]).double()[:, None, None]).sum(0) / 2.25
-    torch.testing.assert_close(given.predict(mixed.v[:, 0]).probs, expected)
+    rates = torch.tensor([part.rate for part in head.parts]).double()
+    target = 1 / (len(labels) + 1)
+
+    def loss(rates: Tensor) -> float:
+        pooled = torch.einsum("k,knc->nc", rates, scores)
+        return float(torch.nn.functional.cross_entropy(pooled, labels, label_smoothing=target))
+
+    for part in range(3):
+        for factor in (0.9, 1.1):
+            other = rates.clone()
+            other[part] = other[part] * factor if rates[part] else 0.01 / head.parts[part].spread
+            assert loss(rates) < loss(other)
 
 
 @models
@@ -281,7 +315,7 @@ def test_a_forgotten_class_is_but_a_column_more(settings: dict) -> None:
     torch.testing.assert_close(mine.energy, twins.energy, atol=1e-8, rtol=1e-8)
     torch.testing.assert_close(head.nats()[stay], twin.nats(), atol=1e-8, rtol=1e-8)
     for a, b in zip(head.parts, twin.parts):
-        assert a.temperature == pytest.approx(b.temperature, rel=1e-8)
+        assert a.rate == pytest.approx(b.rate, rel=1e-8, abs=1e-8 / b.spread)
 
 
 def test_a_class_without_its_data_needs_moments_by_class() -> None:

@@ -1,18 +1,19 @@
-"""The temperature against scipy's minimiser."""
+"""Temperature and pools against scipy's minimisers."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 
-from clapforget.posterior.temperature import best_temperature
+from clapforget.posterior.temperature import best_rates, best_temperature, pooled
 
 
 def problem(seed: int, sharp: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,3 +82,59 @@ def test_rows_that_are_all_right_do_not_make_certain_with_doubt() -> None:
     assert best_temperature(logits, y) < found / 10
     third = torch.cat([logits, torch.full((n, 1), -torch.inf)], 1)
     assert best_temperature(third, y, doubt=1.0) == pytest.approx(found), "it takes no part"
+
+
+# ---- pools ---------------------------------------------------------------------------------
+def pool_loss(
+    rates: np.ndarray, logits: Tensor, y: Tensor, weight: Tensor, epsilon: float = 0.0
+) -> float:
+    scores = torch.einsum("k,knc->nc", torch.tensor(rates), logits)
+    each = F.cross_entropy(scores, y, reduction="none", label_smoothing=epsilon)
+    return float((weight * each).sum() / weight.sum())
+
+
+def models(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Three models: of the answers' own logits, of others that help, and of noise."""
+    logits, y, weight = problem(seed, 0.6)
+    rng = torch.Generator().manual_seed(seed + 1)
+    clue = F.one_hot(y, 6) + torch.randn(80, 6, generator=rng, dtype=torch.double)
+    noise = 20 * torch.randn(80, 6, generator=rng, dtype=torch.double)
+    return torch.stack([logits, 100 * clue, noise]), y, weight
+
+
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 1.0, 20.0]))
+@settings(max_examples=25)
+def test_a_pool_has_the_rates_that_scipy_finds(seed: int, doubt: float) -> None:
+    logits, y, weight = models(seed)
+    epsilon = doubt / (80 + doubt)
+    found = best_rates(logits, y, weight, doubt)
+    unit = logits / torch.tensor([1.0, 100.0, 20.0])[:, None, None]
+    other = minimize(
+        pool_loss, np.full(3, 0.3), (unit, y, weight, epsilon), method="L-BFGS-B",
+        bounds=[(0, None)] * 3, options={"ftol": 1e-15, "gtol": 1e-10},
+    )  # fmt: skip
+    mine = found.numpy() * np.array([1.0, 100.0, 20.0])
+    assert pool_loss(mine, unit, y, weight, epsilon) <= other.fun + 1e-12
+    np.testing.assert_allclose(mine, other.x, atol=2e-4)
+
+
+def test_a_model_that_misleads_gets_no_rate_at_all() -> None:
+    logits, y, weight = problem(5)
+    found = best_rates(torch.stack([logits, -F.one_hot(y, 6).double()]), y, weight)
+    assert found[1] == 0 and found[0] > 0.5
+
+
+def test_the_same_model_twice_is_as_good_as_once() -> None:
+    logits, y, weight = problem(6)
+    assert float(best_rates(logits[None].repeat(2, 1, 1), y, weight).sum()) == pytest.approx(
+        1 / best_temperature(logits, y, weight), rel=1e-6
+    )
+
+
+def test_a_pool_leaves_absent_columns_absent_whatever_the_rates() -> None:
+    logits, y, weight = models(7)
+    wider = torch.cat([logits, torch.full((3, 80, 2), -torch.inf)], 2)
+    rates = best_rates(wider, y, weight)
+    torch.testing.assert_close(rates, best_rates(logits, y, weight), atol=1e-9, rtol=1e-6)
+    said = pooled(torch.tensor([0.0, 1.0, 0.0]), wider)
+    assert said[:, 6:].isneginf().all() and torch.equal(said[:, :6], logits[1])

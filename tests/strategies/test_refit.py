@@ -92,7 +92,7 @@ def test_the_head_is_that_of_a_strategy_that_learned_the_rest(
     twin.reword(head.templates[mine])  # the text tower has changed since
     v = lived[0].cache(data.test, data.rows("test", range(10)))
     for a, b in zip(head.parts, twin.parts, strict=True):
-        assert a.temperature == pytest.approx(b.temperature, rel=1e-6)
+        assert a.rate == pytest.approx(b.rate, rel=1e-6, abs=1e-6 / b.spread)
         torch.testing.assert_close(a.posterior.mean[mine], b.posterior.mean, atol=1e-6, rtol=0)
         torch.testing.assert_close(a.posterior.factor, b.posterior.factor, atol=1e-6, rtol=1e-6)
     said, other = head.predict(v), twin.predict(v)
