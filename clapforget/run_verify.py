@@ -92,26 +92,7 @@ def verify_models(request: VerifyRequest, say: Callable[[str], None]) -> Certifi
     forget = _labels(request.request, data)
     retain = None if request.retain is None else _part(request.retain, data)
     unseen = None if request.unseen is None else _part(request.unseen, data)
-    before, after = (
-        load_checkpoint(text, request.model, request.device)
-        for text in (request.before, request.after)
-    )
-    twin = (
-        None
-        if request.twin is None
-        else load_checkpoint(request.twin, request.model, request.device)
-    )
-    for option, clip in (("--before", before), ("--after", after), ("--twin", twin)):
-        if clip is not None:
-            _check_finite(option, clip)
-    for clip in filter(None, (after, twin)):
-        if {k: v.shape for k, v in clip.model.state_dict().items()} != {
-            k: v.shape for k, v in before.model.state_dict().items()
-        }:
-            raise UserError(
-                f"{clip.pretrained or clip.name} is of another architecture than the model before",
-                "give two states of one model",
-            )
+    before, after, twin = _models(request)
     if before.name != "lab-tiny" and request.data == "lab":
         data = replace(data, known=None)  # what the built-in model knows says nothing of this one
     m = material_from(
@@ -135,6 +116,31 @@ def verify_models(request: VerifyRequest, say: Callable[[str], None]) -> Certifi
     )  # fmt: skip
     text = "F" + ",".join(map(str, forget))
     return certificate_of(found, m, text, before, after, request.seed, package_versions(), twin=twin)
+
+
+def _models(request: VerifyRequest) -> tuple[Clip, Clip, Clip | None]:
+    """Before, after and the twin, where there is one: finite, and of one architecture."""
+    before, after = (
+        load_checkpoint(text, request.model, request.device)
+        for text in (request.before, request.after)
+    )
+    twin = (
+        None
+        if request.twin is None
+        else load_checkpoint(request.twin, request.model, request.device)
+    )
+    for option, clip in (("--before", before), ("--after", after), ("--twin", twin)):
+        if clip is not None:
+            _check_finite(option, clip)
+    for clip in filter(None, (after, twin)):
+        if {k: v.shape for k, v in clip.model.state_dict().items()} != {
+            k: v.shape for k, v in before.model.state_dict().items()
+        }:
+            raise UserError(
+                f"{clip.pretrained or clip.name} is of another architecture than the model before",
+                "give two states of one model",
+            )
+    return before, after, twin
 
 
 def _check_finite(option: str, clip: Clip) -> None:

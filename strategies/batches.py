@@ -41,7 +41,7 @@ class FeatureBatches(UnlearningTemplate):
 
         :raises UserError: for a score that asks for what the head does not say.
         """
-        self.memory = UncertaintyBuffer(2000, "coverage", seed) if memory is None else memory
+        self.memory = UncertaintyBuffer(seed=seed) if memory is None else memory
         self.memory.select.check(self.model.head.settings)
         self.seed = seed
         self.cache = FeatureCache(self.model.clip)

@@ -35,7 +35,7 @@ class UncertaintyBuffer(ExemplarsBuffer):
     """
 
     def __init__(
-        self, max_size: int = 2000, score: str = "mutual_information", seed: int = 0
+        self, max_size: int = 2000, score: str = "coverage", seed: int = 0
     ) -> None:
         """:param max_size: exemplars in all. :param score: a registered selector's name, which keeps
             the highest scores, or ``"name:low"``, which keeps the lowest.

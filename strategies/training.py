@@ -66,7 +66,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "training.warm_up": 0.2,
         "training.consolidation_lr": 1e-4,
     },
-    "best": {"posterior": "exact", "exact.features": 2000, "exact.reservoir": 20},
+    "best": {"posterior": "exact", "exact.model": "both", "exact.features": 2000, "exact.reservoir": 20},
 }
 """Named configurations of CLAP, as settings that differ from the defaults.
 

@@ -18,20 +18,23 @@ from clapforget.posterior.exact import ExactHead, ExactSettings
 from clapforget.scenarios import lab, stream
 from clapforget.seeding import generator_for
 from clapforget.strategies import ClapForget, UncertaintyBuffer
+from clapforget.strategies.registry import StrategyOptions
+from clapforget.unlearn.base import DEFAULT_FORGETTER
 
 __all__ = ["exact_costs", "learn_ratio"]
 
 
 def learn_ratio(rounds: int, tasks: int = 5, each: int = 10, images: int = 100) -> dict[str, Any]:
     """Seconds in which a strategy learns the last of some experiences of the lab, features cached:
-    CLAP at its defaults over the exact posterior at its own, and with the 2,000 random features of the
-    preset ``best``; the exact ones are solved within the clock."""
+    CLAP at its defaults over the exact posterior at its own, and as the preset ``best`` has it (2,000 random
+    features, with the regression); the exact ones are solved within the clock."""
     data = lab(images, 2)
     sequence = " ".join(f"L{t * each}-{t * each + each - 1}" for t in range(tasks))
     *first, last = stream(data, sequence).train_stream
     clip = load_clip("lab-tiny")
     strategies: dict[str, ClapForget] = {}
-    heads = {"variational": None, "exact": None, "exact_2000": ExactSettings(features=2000)}
+    best = StrategyOptions.parse("clapforget:best", DEFAULT_FORGETTER, {}).head
+    heads = {"variational": None, "exact": None, "exact_2000": best}
     for name, head in heads.items():
         strategy = ClapForget(
             model=clip, posterior=name.partition("_")[0], head=head, memory=UncertaintyBuffer(1000, "coverage"),

@@ -12,8 +12,9 @@ head_guided_ratio_*    the same with attention's output given and its gradient a
 products_ms_*          the matrix products of the fast path's step by themselves, in the same layouts and
                        into memory that is there (:mod:`clapforget.bench.products`); ``products_gflop_*``
                        their number of operations
-step_limit_*           the naive step over these products alone: what ``step_ratio_*`` can reach at most as
-                       long as the step multiplies what it does
+update_ms_*            SGD's pass over the parameters that the step trains, by itself; ``update_mb_*`` its bytes
+step_limit_*           the naive step over these products and that pass alone: what ``step_ratio_*`` can reach at
+                       most as long as the step multiplies and trains what it does
 step_ratio_bfloat16_*  the whole step with attention in bfloat16 (``clap.precision``); only where the
                        processor has such products
 uncertainty_ratio      prediction with entropy, expected entropy and mutual information in closed
@@ -155,11 +156,14 @@ def training_steps(classes: int, tasks: int, rounds: int) -> dict[str, Any]:
         with Products() as products:
             sides["fast_step"]()
         sides["products"] = products.plain()
+        sides["update"], moved = _update(whole)
         around = {key: flushing for key in sides if not key.startswith("naive")}
         timing = in_turn(sides, rounds, around, warm=True)
         for what in ("step", "head", "head_guided"):
             found[f"{name}{what}_ratio_{size}"] = timing.ratio(f"naive_{what}", f"fast_{what}")
-        found[f"{name}step_limit_{size}"] = timing.ratio("naive_step", "products")
+        floor = timing["products"] + timing["update"]
+        found[f"{name}step_limit_{size}"] = round(timing["naive_step"] / floor, 3)
+        found[f"{name}update_mb_{size}"] = round(moved / 2**20, 1)
         found[f"{name}products_gflop_{size}"] = round(products.flop / 1e9, 3)
         if rounds_off:
             found[f"{name}step_ratio_bfloat16_{size}"] = timing.ratio("naive_step", "bfloat16_step")
@@ -169,6 +173,18 @@ def training_steps(classes: int, tasks: int, rounds: int) -> dict[str, Any]:
                 sides[f"{form}_step"]()
             found[f"{name}{form}_step_peak_mb_{size}"] = round(memory.peak / 2**20, 1)
     return found
+
+
+def _update(head: VariationalHead) -> tuple[Callable[[], None], int]:
+    """What SGD does to the parameters that the last step gave gradients: one pass over memory, and its bytes (each
+    weight and gradient read, each weight written)."""
+    gradients = [p.grad for p in head.parameters() if p.grad is not None]
+    gradients, weights = ([torch.zeros_like(g) for g in gradients] for _ in range(2))
+
+    def run() -> None:
+        torch._foreach_add_(weights, gradients, alpha=-_LR)
+
+    return run, 3 * sum(g.numel() * g.element_size() for g in gradients)
 
 
 def _loss(

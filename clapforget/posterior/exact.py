@@ -188,8 +188,8 @@ class ExactHead(SumsHead):
         """Posterior predictive of image features v [B, d] over all columns.
 
         ``probs`` is the softmax of a pool's scores (predictive log densities, mean answers of a regression), each
-        times its rate, averaged over the pools. The uncertainties are of M draws around them, each class's with its standard
-        deviation under the posterior; the draws belong to the label, so that neither the order of
+        times its rate, averaged over the pools. The uncertainties are of M draws around them, each class's with its
+        standard deviation under the posterior; the draws belong to the label, so that neither the order of
         the columns nor other classes' columns change them. ``energy`` is how familiar the image
         looks, :mod:`~clapforget.posterior.familiarity`.
         """

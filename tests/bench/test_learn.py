@@ -110,7 +110,7 @@ def test_the_command_writes_every_number_it_promises(
     assert bench(monkeypatch, "--quick", "--rounds", "1", "--json", str(file)) == 0
     found = json.loads(file.read_text())
     for name in ("step_ratio_c20_t4", "head_ratio_c20_t4", "step_limit_c20_t4",
-                 "products_gflop_c20_t4", "consolidation_step_ratio_c20_t4",
+                 "products_gflop_c20_t4", "update_ms_c20_t4", "update_mb_c20_t4", "consolidation_step_ratio_c20_t4",
                  "pyro_step_ms_c20_t4", "pyro_step_peak_mb_c20_t4", "uncertainty_ratio",
                  "strategy_overhead", "selection_seconds"):  # fmt: skip
         assert found[name] > 0, name
@@ -118,6 +118,8 @@ def test_the_command_writes_every_number_it_promises(
     slow, fast = found["naive_step_ms_c20_t4"], found["fast_step_ms_c20_t4"]
     assert found["step_ratio_c20_t4"] == pytest.approx(slow / fast, rel=0.02)
     assert found["products_ms_c20_t4"] < fast, "the step is more than its products"
+    floor = found["products_ms_c20_t4"] + found["update_ms_c20_t4"]
+    assert found["step_limit_c20_t4"] == pytest.approx(slow / floor, rel=0.02)
     by_score = found["selection_seconds_by_score"]
     assert set(by_score) == set(SELECTORS.names())
     assert found["selection_seconds"] == max(by_score.values())

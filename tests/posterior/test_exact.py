@@ -161,14 +161,14 @@ def test_left_out_errors_are_the_weight_of_the_spherical_part() -> None:
     assert weight == [1.0]
     weight = [pool.weight for pool in learned(mixed, EVERY, calibrate_on="all").solution.pools]
     assert weight[0] == 1.0 and 0.3 < weight[1] <= 0.5
-    given = learned(mixed, EVERY, features=12, spherical=0.25).solution.pools
+    given = learned(mixed, EVERY, model="both", features=12, spherical=0.25).solution.pools
     assert [(len(pool.parts), pool.weight) for pool in given] == [(3, 1.0), (1, 0.25)]
 
 
 def test_the_predictive_is_the_average_of_log_linear_pools() -> None:
     """Written out: scores times rates in a pool, softmax, weights."""
     world = make_world(each=40)
-    head = learned(world, EVERY, features=12, spherical=0.25)
+    head = learned(world, EVERY, model="both", features=12, spherical=0.25)
     phi = head.map(world.v[:, 0])
     probs = []
     for pool in head.solution.pools:
@@ -185,7 +185,7 @@ def test_the_rates_are_those_of_the_least_left_out_loss() -> None:
     """At any other rates the left-out samples are less likely (one row of doubt among them)."""
     world = make_world(each=40)
     fixed = {"features": 12, "strength": 1.0, "spread": 0.3, "ridge": 1.0, "calibrate_on": "all"}
-    head = learned(world, EVERY, spherical=0.0, **fixed)
+    head = learned(world, EVERY, model="both", spherical=0.0, **fixed)
     assert all(part.rate >= 0 for part in head.parts) and sum(part.rate for part in head.parts) > 0
     v, labels = head.reservoir.sample(2000)
     scores = torch.stack([

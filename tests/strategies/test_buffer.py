@@ -40,7 +40,7 @@ def counts(buffer: UncertaintyBuffer) -> dict[int, int]:
 
 
 def test_every_class_has_the_same_share_of_a_fixed_total() -> None:
-    buffer = UncertaintyBuffer(10)
+    buffer = UncertaintyBuffer(10, "mutual_information")
     fill(buffer, [0] * 20, 0, [0.0] * 20)
     assert counts(buffer) == {0: 10}
     fill(buffer, [1] * 20 + [2] * 20, 100, [0.0] * 40)
@@ -49,13 +49,13 @@ def test_every_class_has_the_same_share_of_a_fixed_total() -> None:
 
 
 def test_a_class_with_few_samples_keeps_them_all_and_takes_no_more() -> None:
-    buffer = UncertaintyBuffer(10)
+    buffer = UncertaintyBuffer(10, "mutual_information")
     fill(buffer, [0] * 20 + [1] * 2, 0, [0.0] * 22)
     assert counts(buffer) == {0: 5, 1: 2}
 
 
 def test_a_shrunk_memory_keeps_the_highest_scores_of_every_class() -> None:
-    buffer = UncertaintyBuffer(8)
+    buffer = UncertaintyBuffer(8, "mutual_information")
     fill(buffer, [0] * 4 + [1] * 4, 0, [0.1, 0.4, 0.2, 0.3, 0.8, 0.5, 0.6, 0.7])
     buffer.resize(None, 4)
     assert buffer.max_size == 4
@@ -65,7 +65,7 @@ def test_a_shrunk_memory_keeps_the_highest_scores_of_every_class() -> None:
 
 
 def test_the_highest_scores_are_kept_with_their_own_images() -> None:
-    buffer = UncertaintyBuffer(3)
+    buffer = UncertaintyBuffer(3, "mutual_information")
     scores = [0.3, 0.9, 0.1, 0.8, 0.2, 0.7]
     images = fill(buffer, [7] * 6, 40, scores)
     assert buffer.sample_ids.tolist() == [41, 43, 45]
@@ -74,7 +74,7 @@ def test_the_highest_scores_are_kept_with_their_own_images() -> None:
 
 
 def test_a_sample_that_comes_twice_is_held_once() -> None:
-    buffer = UncertaintyBuffer(20)
+    buffer = UncertaintyBuffer(20, "mutual_information")
     fill(buffer, [0] * 5, 0, [0.5] * 5)
     fill(buffer, [0] * 5, 0, [0.5] * 5)
     assert sorted(buffer.sample_ids.tolist()) == [0, 1, 2, 3, 4]
@@ -88,7 +88,7 @@ def test_a_sample_that_comes_twice_is_held_once() -> None:
 def test_forgetting_removes_images_labels_ids_and_scores(
     request_: dict[str, list[int]], gone: set[int]
 ) -> None:
-    buffer = UncertaintyBuffer(9)
+    buffer = UncertaintyBuffer(9, "mutual_information")
     images = fill(buffer, [0, 0, 0, 1, 1, 1, 2, 2, 2], 0, [0.5] * 9)
     assert buffer.forget(**request_) == len(gone)
     left = [i for i in range(9) if i not in gone]
@@ -102,7 +102,7 @@ def test_forgetting_removes_images_labels_ids_and_scores(
 
 
 def test_forgetting_frees_room_for_what_is_learned_next() -> None:
-    buffer = UncertaintyBuffer(6)
+    buffer = UncertaintyBuffer(6, "mutual_information")
     fill(buffer, [0] * 6 + [1] * 6, 0, [0.5] * 12)
     buffer.forget(labels=[0])
     assert len(buffer) == 3
@@ -133,7 +133,7 @@ def test_random_selection_depends_on_the_seed_alone() -> None:
 
 
 def test_the_buffer_is_a_data_set_of_floats_with_labels_and_task() -> None:
-    buffer = UncertaintyBuffer(2)
+    buffer = UncertaintyBuffer(2, "mutual_information")
     images = fill(buffer, [4, 4], 0, [0.2, 0.1])
     x, y, task = buffer.buffer[0]
     assert torch.allclose(x, images[0].float() / 255)
@@ -263,7 +263,7 @@ def test_what_is_kept_is_what_a_loop_over_classes_keeps() -> None:
     generator = torch.Generator().manual_seed(1)
     labels = torch.randint(7, (120,), generator=generator) * 3
     scores = torch.rand(120, generator=generator)
-    buffer = UncertaintyBuffer(45)
+    buffer = UncertaintyBuffer(45, "mutual_information")
     buffer.add(torch.zeros(120, 3, 1, 1).byte(), labels, torch.arange(120), predictive(scores))
     wanted = []
     for place, label in enumerate(sorted(set(labels.tolist()))):

@@ -37,4 +37,5 @@ def synonyms(subject: Subject, m: Material, seed: int) -> list[Reading]:
             right[rows] = by_word[:, by_word.mean(0).argmax()]
         return right
 
-    return [read("synonyms", "zero-shot by whichever other word for the class works best", "attack", m, best)]  # fmt: skip
+    title = "zero-shot by whichever other word for the class works best"
+    return [read("synonyms", title, "attack", m, best)]

@@ -62,7 +62,7 @@ def test_a_known_word_answers_for_its_class_and_an_unknown_one_does_not() -> Non
 
 def test_the_own_name_takes_no_part_where_there_is_another_word() -> None:
     assert read_off(one_word_gone(), WORDS).forget.mean() > 0.9
-    assert read_off(clip(), {c: ("the",) for c in FORGET}).forget.mean() < 0.2
+    assert read_off(clip(), dict.fromkeys(FORGET, ("the",))).forget.mean() < 0.2
 
 
 def test_a_class_without_another_word_goes_by_its_name() -> None:
