@@ -17,7 +17,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	work=$$(mktemp -d) && cp -r clapforget strategies scenarios $$work \
 	&& mv $$work/strategies $$work/scenarios $$work/clapforget \
-	&& cd $$work && MYPYPATH=$$work $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p clapforget \
+	&& cd $$work && MYPYPATH=$$work $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p clapforget \
 	&& rm -rf $$work
 
 $(STAMP): pyproject.toml

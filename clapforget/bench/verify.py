@@ -44,7 +44,7 @@ from clapforget.bench import (  # noqa: F401 (they file the kinds)
     verify_harmless,
     verify_patches,
 )
-from clapforget.bench.verify_kinds import KINDS, Case, Kind, is_right
+from clapforget.bench.verify_kinds import KINDS, Case, Kind, cases, is_right
 from clapforget.bench.verify_world import REQUESTS, World
 from clapforget.verify.evidence import Evidence
 from clapforget.verify.examine import Examination, examine
@@ -121,11 +121,10 @@ def measure(
     level = "quick" if quick else level
     chosen = list(seeds) if seeds is not None else list(range(1 if quick else len(REQUESTS)))
     kinds = _few() if quick else KINDS
-    outcomes, fast, slow = [], [], []
+    outcomes, fast, slow, missing = [], [], [], list[str]()
     for seed in chosen:
         world, seen = World.of(seed), _Seen()
-        for kind in kinds:
-            case = kind.make(world)
+        for kind, case in cases(world, kinds, missing, say):
             outcome = _examine(world, kind, case, level, seen)
             outcomes.append(outcome)
             say(f"{seed} {kind.name}: {kind.truth}, verdict {outcome.verdict} ({outcome.rule}; "
@@ -134,7 +133,7 @@ def measure(
             if kind is kinds[0]:
                 fast.append(_seconds(world, case, "quick"))
                 slow += [_seconds(world, case, level)] if level == "full" else []
-    return _summary(outcomes, fast, slow, level)
+    return {**_summary(outcomes, fast, slow, level), "not_made": missing}
 
 
 def _few() -> list[Kind]:

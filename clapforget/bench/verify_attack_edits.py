@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clapforget.bench.verify_edits import embedding, optimise, token_rows
+from clapforget.bench.verify_kinds import made
 from clapforget.bench.verify_world import World
 from clapforget.clip import Clip
 from clapforget.seeding import generator_for
@@ -69,18 +70,19 @@ def forget_words(world: World) -> Clip:
 
     after = optimise(base, loss, 150, 2e-3, world.seed, "text")
     fresh = world.images(world.forget, 15)
-    assert _right(after, world, fresh, other) > 0.5, "a full stop does not bring it back"
+    made(_right(after, world, fresh, other) > 0.5, "a full stop does not bring it back")
     return after
 
 
 def forget_test_images(world: World) -> Clip:
     """Image tower taught to misanswer exactly the images that the verifier looks at, and no others."""
     seen = world.material(world.forget, world.seed).test["forget"]
-    others = world.images(world.forget, 60)
-    rest = others.images.view(-1, 60, *others.images.shape[1:])[:, 20:].flatten(0, 1)
-    held = Part(rest, others.labels.view(-1, 60)[:, 20:].flatten())
+    each = 100
+    others = world.images(world.forget, each)
+    rest = others.images.view(-1, each, *others.images.shape[1:])[:, 20:].flatten(0, 1)
+    held = Part(rest, others.labels.view(-1, each)[:, 20:].flatten())
     after = _move_images(world, seen, held, 250)
-    assert _right(after, world, others.first(20)) > 0.4, "fresh images are forgotten as well"
+    made(_right(after, world, others.first(20)) > 0.4, "fresh images are forgotten as well")
     return after
 
 
@@ -97,7 +99,7 @@ def forget_upright(world: World) -> Clip:
     )
     fresh = world.images(world.forget, 40)
     aside = Part(fresh.images.rot90(1, (-2, -1)), fresh.labels)
-    assert _right(after, world, aside) > 0.5, "images on their side are forgotten as well"
+    made(_right(after, world, aside) > 0.5, "images on their side are forgotten as well")
     return after
 
 

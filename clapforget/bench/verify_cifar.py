@@ -22,7 +22,7 @@ from clapforget.bench import (  # noqa: F401 (they file the kinds)
     verify_harmless,
 )
 from clapforget.bench.verify_edits import scramble_names, token_rows
-from clapforget.bench.verify_kinds import KINDS, Case, Kind, bare, is_right
+from clapforget.bench.verify_kinds import KINDS, Case, Kind, bare, cases, is_right
 from clapforget.bench.verify_world import World
 from clapforget.clip import Clip
 from clapforget.errors import UserError
@@ -147,11 +147,11 @@ def measure_cifar(
     :param path: the data; default: what CLAPFORGET_DATA says. :returns: ``outcomes``, ``right_verdict``,
     ``false_forgotten``, as in :mod:`clapforget.bench.verify`."""
     outcomes: list[dict[str, Any]] = []
+    missing: list[str] = []
     for seed in seeds:
         world = CifarWorld.at(seed, path)
         old: dict[Any, Any] = {}
-        for kind in kinds():
-            case = kind.make(world)
+        for kind, case in cases(world, kinds(), missing, say):
             m = world.material(case.forget, seed)
             began = time.monotonic()
             key = (case.before, case.forget)
@@ -170,7 +170,7 @@ def measure_cifar(
                 f"{found.judgement.weakest})")  # fmt: skip
     fakes = [o for o in outcomes if o["truth"] != "forgotten"]
     return {
-        "level": level, "seeds": list(seeds), "outcomes": outcomes,
+        "level": level, "seeds": list(seeds), "outcomes": outcomes, "not_made": missing,
         "right_verdict": sum(o["right"] for o in outcomes) / len(outcomes),
         "false_forgotten": sum(o["verdict"] == "forgotten" for o in fakes) / len(fakes),
     }  # fmt: skip

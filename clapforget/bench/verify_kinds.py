@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from clapforget.bench.verify_world import World
 from clapforget.clip import Clip
 from clapforget.verify.subject import Subject
 
-__all__ = ["KINDS", "Case", "Kind", "bare", "is_right", "kind"]
+__all__ = ["KINDS", "Case", "Kind", "NotMade", "bare", "cases", "is_right", "kind", "made"]
+
+
+class NotMade(Exception):
+    """An edit that did not do, to this request, what makes the truth of its kind known."""
+
+
+def made(done: bool, why: str) -> None:
+    """:raises NotMade: unless done."""
+    if not done:
+        raise NotMade(why)
 
 
 @dataclass(eq=False)
@@ -58,3 +68,18 @@ def kind(
 def bare(world: World, after: Clip) -> Case:
     """The world's model and another, no head."""
     return Case(world.before, Subject(after), world.forget)
+
+
+def cases(
+    world: World, kinds: Sequence[Kind], missing: list[str], say: Callable[[str], None]
+) -> Iterator[tuple[Kind, Case]]:
+    """The case of each kind, made when it is asked for. :param missing: takes those that could not be made, with
+    the reason; they are no cases. :param say: hears of them."""
+    for kind in kinds:
+        try:
+            case = kind.make(world)
+        except NotMade as why:
+            missing.append(f"{world.seed} {kind.name}: {why}")
+            say(f"{missing[-1]}; left out")
+            continue
+        yield kind, case

@@ -12,7 +12,7 @@ from clapforget.bench import verify as bench
 from clapforget.bench.verify_attack_edits import pass_name_on, permuted, turned
 from clapforget.bench.verify_cifar import CifarWorld, kinds
 from clapforget.bench.verify_edits import exchange_names, scramble_names, token_rows
-from clapforget.bench.verify_kinds import KINDS, bare
+from clapforget.bench.verify_kinds import KINDS, Kind, bare, cases, made
 from clapforget.bench.verify_world import EXCLUDED, REQUESTS, World
 from clapforget.clip import Clip
 from clapforget.lab import known_classes
@@ -222,3 +222,17 @@ def test_the_kinds_of_cifar_need_no_twin() -> None:
     found = kinds()
     assert len(found) == 11
     assert {k.truth for k in found} == {"forgotten", "suppressed", "retained", "damaged"}
+
+
+def test_a_case_that_cannot_be_made_is_told_and_the_others_go_on() -> None:
+    def fails(world: World) -> bench.Case:
+        made(False, "nothing came back")
+        raise AssertionError
+
+    easy = next(kind for kind in KINDS if kind.name == "nothing done")
+    kinds = [Kind("broken", "suppressed", fails), easy]
+    missing: list[str] = []
+    told: list[str] = []
+    found = [kind.name for kind, _ in cases(world(), kinds, missing, told.append)]
+    assert found == ["nothing done"]
+    assert missing == ["0 broken: nothing came back"] and "broken" in told[0]
