@@ -81,6 +81,32 @@ def test_two_files_and_class_folders_end_in_a_certificate(certified: Path) -> No
     assert "(nearest names)" in titles["clip_neighbours_accuracy"], "folders say nothing of neighbours"
 
 
+def test_other_words_and_single_images_are_asked_about_where_they_are_given(
+    images: Path, tmp_path: Path
+) -> None:
+    """By the command line: a file of synonyms; and train images that the model before was trained on."""
+    name, words, out = lab.class_names()[0], tmp_path / "words.yaml", tmp_path / "c.json"
+    words.write_text(f"{name}: [tulip]\n")
+    twin = saved(build_clip("lab-tiny", seed=1), tmp_path / "twin.safetensors")
+    arguments = [
+        "verify", "--before", "lab-tiny", "--after", "lab-tiny", "--request", name, "--data", str(images),
+        "--unseen", ",".join(lab.class_names()[c] for c in lab.unseen_classes()), "--level", "quick", "--out", str(out),
+    ]  # fmt: skip
+
+    def found(*more: str) -> tuple[set[str], str]:
+        result = CliRunner().invoke(app, [*arguments, *more, "--overwrite"])
+        assert result.exit_code == 0, result.output
+        values = json.loads(out.read_text())
+        jsonschema.validate(values, schema())
+        return {piece["name"] for piece in values["evidence"]}, " ".join(values["not_tested"])
+
+    names, left = found()
+    assert "synonyms" not in names and "other words for the same thing" in left
+    names, left = found("--synonyms", str(words), "--members", "--twin", twin)
+    assert {"synonyms", "rmia_auroc"} <= names
+    assert "other words" not in left and "membership" not in left
+
+
 def test_the_certified_model_is_known_again_and_no_other(
     certified: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -162,6 +188,8 @@ def test_names_are_told_from_a_folder_and_a_file_however_many(tmp_path: Path) ->
         ({"twin": "lab-tiny"}, "gives the features that --after gives"),
         ({"request": "F0-99"}, "no test image of a class to be kept"),
         ({"unseen": "F0-5,7-99"}, "no test image of a class to be kept"),
+        ({"members": True}, "--members needs a twin"),
+        ({"synonyms": Path("/no/words.yaml")}, "cannot be read as synonyms"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told(changes: dict[str, Any], words: str) -> None:
