@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clapforget.blocks import Blocks
+from clapforget.dropout import dropout as drop
 
 __all__ = ["Groups", "VisualGuidedAttention", "block_mask"]
 
@@ -74,7 +75,7 @@ class Groups:
         if not len(self.alone):
             return mixed
         own = whole[self.alone].unflatten(1, (heads, -1))
-        sure = F.dropout(own.new_ones(*own.shape[:2], 1), dropout)  # softmax over one score
+        sure = drop(own.new_ones(*own.shape[:2], 1), dropout)  # softmax over one score
         out = torch.empty_like(whole).index_copy(0, self.alone, (sure * own).flatten(1))
         return out.index_copy(0, self.together, mixed)
 
@@ -117,7 +118,7 @@ class VisualGuidedAttention(nn.Module):
         layer, block = self.layer, self.layer.self_attn
         q, k, v = F.linear(queries, block.in_proj_weight, block.in_proj_bias).chunk(3, -1)
         mixed = block.out_proj(groups.attend(q, k, v, self.heads, self._dropout))
-        return layer.norm1(queries + layer.dropout1(mixed))
+        return layer.norm1(queries + drop(mixed, self._dropout))
 
     def answer(self, asked: Tensor, context: Tensor) -> Tensor:
         """The half that images enter: cross-attention and feed-forward, [..., Q, d]."""
@@ -125,10 +126,10 @@ class VisualGuidedAttention(nn.Module):
             return self._answer(asked, context).to(asked.dtype)
 
     def _answer(self, asked: Tensor, context: Tensor) -> Tensor:
-        layer = self.layer
-        x = layer.norm2(asked + layer.dropout2(self._look(asked, context)))
-        hidden = layer.dropout(F.gelu(layer.linear1(x)))
-        return layer.norm3(x + layer.dropout3(layer.linear2(hidden)))
+        layer, p = self.layer, self._dropout
+        x = layer.norm2(asked + drop(self._look(asked, context), p))
+        hidden = drop(F.gelu(layer.linear1(x)), p)
+        return layer.norm3(x + drop(layer.linear2(hidden), p))
 
     def _look(self, asked: Tensor, context: Tensor) -> Tensor:
         """Cross-attention of queries [Q, d] to images [..., K, d]: [..., Q, d].
@@ -146,7 +147,7 @@ class VisualGuidedAttention(nn.Module):
             keys = keys / math.sqrt(d / self.heads)
             offset = keys @ b_q.view(self.heads, -1, 1)  # [..., heads, K, 1]
             scores = asked @ (keys @ w_q.view(self.heads, -1, d)).mT + offset.mT
-            sure = F.dropout(scores.softmax(-1), self._dropout, self.training)
+            sure = drop(scores.softmax(-1), self._dropout)
             answers = values @ block.out_proj.weight.view(d, self.heads, -1).permute(1, 2, 0)
             return (sure @ answers).sum(-3) + block.out_proj.bias
         q = _split(F.linear(asked, w_q, b_q), self.heads)
