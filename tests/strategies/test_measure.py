@@ -178,10 +178,10 @@ def test_calibration_error_is_the_fifteen_bin_sum(learned: ClapForget, data: Ima
     rows = data.rows("test", retained)
     head = learned.model.head
     confidence, answer = head.predict(learned.cache(data.test, rows)).probs.max(1)
-    # the surest third is called by another name: now it is too sure where it is sure, and too
+    # the surest quarter is called by another name: now it is too sure where it is sure, and too
     # unsure elsewhere
     targets = data.test.targets.clone()
-    surest = rows[confidence.argsort(descending=True)[: len(rows) // 3]]
+    surest = rows[confidence.argsort(descending=True)[: len(rows) // 4]]
     targets[surest] = targets[surest].sub(1).clamp_min(2)
     seen = snapshot(learned, replace(data, test=data.test.with_targets(targets)), retained)
     assert set(targets[rows].tolist()) <= set(retained)

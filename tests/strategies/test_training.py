@@ -81,7 +81,8 @@ def test_options_that_exclude_each_other_are_refused_at_the_start() -> None:
 
 def test_the_recommended_preset_is_another_posterior_with_its_own_settings(lab_clip: Clip) -> None:
     options = StrategyOptions.parse("clapforget:best", "nothing", {"exact.features": 7})
-    plain = StrategyOptions.parse("exact", "nothing", {"exact.features": 7})
+    own = {"exact.model": "both", "exact.reservoir": 20}
+    plain = StrategyOptions.parse("exact", "nothing", {"exact.features": 7, **own})
     assert options == plain
     strategy = find_strategy("clapforget:best")[0].build(lab_clip, options, 0)
     assert isinstance(strategy.model.head, ExactHead) and strategy.model.head.settings.features == 7
