@@ -12,6 +12,8 @@ from torch import Tensor
 from clapforget import Clip, UserError, lab
 from clapforget.posterior import Predictive
 from clapforget.posterior.exact import ExactHead, ExactSettings
+from clapforget.posterior.keys import normal_of
+from clapforget.uncertainty import expected_entropy, predictive_entropy
 from tests.posterior.worlds import SCALE, World, change, forget, learned, make_head, make_world
 
 EVERY = range(5)
@@ -179,6 +181,22 @@ def test_the_predictive_is_the_average_of_log_linear_pools() -> None:
         probs.append(torch.stack(logits).sum(0).softmax(1))
     said = head.predict(world.v[:, 0])
     torch.testing.assert_close(said.probs, (probs[0] + 0.25 * probs[1]) / 1.25)
+
+
+def test_draws_lie_around_the_pool_by_the_sum_of_its_parts_deviations() -> None:
+    world = make_world(each=40)
+    head = learned(world, EVERY, model="both", features=12, spherical=0.0)
+    phi = head.map(world.v[:, 0])
+    scores = [
+        (part.rate, *part.posterior.scores(part.posterior.whiten(phi[:, : part.size])))
+        for part in head.parts
+    ]
+    mean, spread = (sum(one[0] * one[k] for one in scores) for k in (1, 2))
+    noise = normal_of(head.labels, head.settings.samples, 2 * head.seed)[:, None]
+    said, drawn = head.predict(world.v[:, 0]), (mean + spread * noise).softmax(-1)
+    torch.testing.assert_close(said.entropy, predictive_entropy(drawn))
+    torch.testing.assert_close(said.expected_entropy, expected_entropy(drawn))
+    assert said.mutual_information.mean() > 1e-3
 
 
 def test_the_rates_are_those_of_the_least_left_out_loss() -> None:
