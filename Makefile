@@ -15,10 +15,9 @@ test: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
-	work=$$(mktemp -d) && cp -r clapforget strategies scenarios $$work \
+	work=$$(mktemp -d) && trap "rm -rf $$work" EXIT && cp -r clapforget strategies scenarios $$work \
 	&& mv $$work/strategies $$work/scenarios $$work/clapforget \
-	&& cd $$work && MYPYPATH=$$work $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p clapforget \
-	&& rm -rf $$work
+	&& cd $$work && MYPYPATH=$$work $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p clapforget
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

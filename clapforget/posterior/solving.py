@@ -104,10 +104,11 @@ def solve(head: ExactHead) -> Solution:
     v, labels = head.reservoir.sample(_LEFT_OUT)
     columns = head.columns(labels)
     left = _Left(head.map(v), columns, _ignorance(head, v, columns))
-    found = Solution(_pools(head, left), Scale.of(left.phi.new_zeros(3, 0)))
+    fitted = _fitted(head, left)
+    found = Solution([pool for pool, _ in fitted], Scale.of(left.phi.new_zeros(3, 0)))
     if len(columns):
+        white = [own for _, whites in fitted for own in whites][found.widest][:, 0]
         widest, counted = found.parts[found.widest], (head.sums.count > 0) & ~head.retired
-        white = widest.posterior.whiten(left.phi[:, 0, : widest.size])
         first = head.sums.first[counted, : head.width]
         found.scale = Scale.of(
             signs(widest.posterior.likeness(white, counted), v[:, 0], first, head.text[counted])
@@ -115,7 +116,8 @@ def solve(head: ExactHead) -> Solution:
     return found
 
 
-def _pools(head: ExactHead, left: _Left) -> list[Pool]:
+def _fitted(head: ExactHead, left: _Left) -> list[tuple[Pool, list[Tensor]]]:
+    """The pools, each with the left-out samples as each of its parts whitens them, [n, V, size]."""
     model = head.settings.model if head.sums.count.any() else "regression"
     posteriors: list[tuple[Discriminant | Regression, int]] = []
     if model != "regression":
@@ -130,40 +132,41 @@ def _pools(head: ExactHead, left: _Left) -> list[Pool]:
         rows = few.phi, few.columns, few.weight
         fitted = fit_regression(head.sums, head.text, ~head.retired, *rows, head.settings.ridge)
         posteriors.append((fitted, head.map.size))
-    pool, error = _pool(head, posteriors, left)
+    pool, white, error = _pool(head, posteriors, left)
     weight = head.settings.spherical
     weight = error / 2 if weight is None else weight
     if model == "regression" or not weight > 0:
-        return [pool]
+        return [(pool, white)]
     spherical = fit_discriminant(
         head.sums, prior[:, : head.width], kappa0, psi, head.width, spherical=True
     )
-    doubting, _ = _pool(head, [(spherical, head.width)], left)
+    doubting, own, _ = _pool(head, [(spherical, head.width)], left)
     doubting.weight = weight
-    return [pool, doubting]
+    return [(pool, white), (doubting, own)]
 
 
 def _pool(
     head: ExactHead, posteriors: list[tuple[Discriminant | Regression, int]], left: _Left
-) -> tuple[Pool, float]:
-    """The rates of least left-out log loss, and the weighted part of left-out samples that the pool gets wrong; 1
-    where nothing could be left out."""
+) -> tuple[Pool, list[Tensor], float]:
+    """The rates of least left-out log loss; the left-out samples, whitened by each part; and the weighted part of
+    them that the pool gets wrong, 1 where nothing could be left out."""
+    white = [posterior.whiten(left.phi[..., :size]) for posterior, size in posteriors]
     if not _can_leave_out(head, left):
         share = 1 / len(posteriors)
         rates = [
             share / _temperature_without_data(posterior, head.scale) for posterior, _ in posteriors
         ]
         parts = [Part(*one, rate) for one, rate in zip(posteriors, rates, strict=True)]
-        return Pool(parts), 1.0
+        return Pool(parts), white, 1.0
     scores = torch.stack([
-        _scores(head, posterior, posterior.whiten(left.phi[..., :size]), left.columns)
-        for posterior, size in posteriors
+        _scores(head, posterior, own, left.columns)
+        for (posterior, _), own in zip(posteriors, white, strict=True)
     ])  # fmt: skip
     rate = best_rates(scores, left.columns, left.weight, doubt=1.0)
     numbers = zip(posteriors, rate.tolist(), spread_of(scores).tolist(), strict=True)
     wrong = pooled(rate, scores).argmax(1) != left.columns
     error = float(left.weight[wrong].sum() / left.weight.sum())
-    return Pool([Part(*one, beta, spread) for one, beta, spread in numbers]), error
+    return Pool([Part(*one, beta, spread) for one, beta, spread in numbers]), white, error
 
 
 def _can_leave_out(head: ExactHead, left: _Left) -> bool:

@@ -28,7 +28,7 @@ def refit_difference(head: ExactHead, v: Tensor, labels: Tensor, ids: Tensor) ->
     twin.grow(head.labels.tolist(), head.templates)
     twin.retired, twin.hidden = head.retired.clone(), head.hidden.clone()
     twin.learn(v, labels, ids, "refitted")
-    sharpest = max(part.rate * part.spread for part in twin.parts)
+    sharpest = max(part.rate * part.spread for part in twin.parts) or 1.0  # all 0: nothing is told apart
     gaps = [(head.probs(v[:, 0]) - twin.probs(v[:, 0])).abs().max()]
     for mine, other in zip(head.parts, twin.parts, strict=True):
         a, b = mine.posterior, other.posterior
