@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 import torch
@@ -27,14 +29,15 @@ def association(subject: Subject, m: Material, seed: int) -> list[Reading]:
     it: a subtracted constant, a temperature, a bias. A high one in another name's column says that
     names were exchanged, or that the class lives on under an alias.
     """
+    precision = cache(lambda part: _precision(subject.bare(), m, part))
     found = [
         read("matched_cosine", "cosine of forgotten images with their own name", "clip", m,
              lambda part: _own(subject.zero_shot(part, m.names, m.templates), part), share=False,
              margin=0.6, minimum_lead=0.05),
         read("retrieval", "images found by their own name, zero-shot", "clip", m,
-             lambda part: _own(_precision(subject.bare(), m, part), part), margin=0.5),
+             lambda part: _own(precision(part), part), margin=0.5),
         read("alias", "images found by another name that is not kept", "attack", m,
-             lambda part: _alias(subject.bare(), m, part), role="accuses", margin=0.5,
+             lambda part: _alias(precision(part), m, part), role="accuses", margin=0.5,
              absolute=True),
     ]  # fmt: skip
     found += _unmatched(subject, m)
@@ -46,7 +49,7 @@ def association(subject: Subject, m: Material, seed: int) -> list[Reading]:
     if len(m.forget) > 1:
         found.append(
             read("exchange", "images found by the name of another forgotten class", "attack", m,
-                 lambda part: _exchange(subject.bare(), m, part), role="accuses", margin=0.5, absolute=True)
+                 lambda part: _exchange(precision(part), m, part), role="accuses", margin=0.5, absolute=True)
         )  # fmt: skip
     if subject.answer is not None:
         settled = settled_logits(subject, m, list(m.test.values()), seed)
@@ -141,14 +144,15 @@ def precision_by_column(scores: Tensor, negatives: Tensor, labels: Tensor) -> Te
     :param labels: [n]. :returns: 0 or 1, [n, C]. Its mean over a class is the R-precision.
     """
     result = torch.zeros_like(scores)
+    every = torch.cat([negatives, scores]).T.contiguous()
+    every = torch.where(every.isnan(), -math.inf, every).sort(1).values
     for label in labels.unique():
         rows = labels == label
         size = min(int(rows.sum()), len(negatives) + len(scores) - int(rows.sum()))
-        others = torch.cat([negatives, scores[~rows]])
         inside = scores[rows]
-        # the image's own rank: others at least as high, and images of its class above it
-        above = (others[None, :, :] >= inside[:, None, :]).sum(1)
-        above += (inside[None, :, :] > inside[:, None, :]).sum(1)
+        # the image's own rank: all at least as high, without those of its class that are just as high
+        above = len(every[0]) - torch.searchsorted(every, inside.T.contiguous()).T
+        above -= (inside[None, :, :] == inside[:, None, :]).sum(1)
         result[rows] = (above < size).to(scores.dtype)
     return result
 
@@ -163,8 +167,7 @@ def _own(scores: Tensor, part: Part) -> Tensor:
     return scores.gather(1, part.labels.to(scores.device)[:, None])[:, 0]
 
 
-def _alias(subject: Subject, m: Material, part: Part) -> Tensor:
-    hits = _precision(subject, m, part)
+def _alias(hits: Tensor, m: Material, part: Part) -> Tensor:
     labels = part.labels.to(hits.device)
     result = hits.new_zeros(len(hits))
     open_names = torch.tensor([c for c in range(len(m.names)) if c not in set(m.retain)])
@@ -194,11 +197,10 @@ def _alias_answered(subject: Subject, m: Material, part: Part) -> Tensor:
     return result
 
 
-def _exchange(subject: Subject, m: Material, part: Part) -> Tensor:
+def _exchange(hits: Tensor, m: Material, part: Part) -> Tensor:
     """In the best column of another class of the same part; of as many others for unseen classes as for
     forgotten ones, the next ones in order.
     """
-    hits = _precision(subject, m, part)
     labels, classes = part.labels.to(hits.device), part.classes()
     result = hits.new_zeros(len(hits))
     for place, label in enumerate(classes):

@@ -15,7 +15,7 @@ from clapforget.verify.subject import Subject
 __all__ = ["round_weights", "rounding"]
 
 
-_UNSEEN = 5  # images of each unseen class
+_UNSEEN = 3  # images of each unseen class
 
 
 @witness("rounding")

@@ -43,7 +43,7 @@ TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
 """Images [n, 3, h, w] in [0, 1] to the same."""
 
 
-_UNSEEN = 5  # images of each unseen class
+_UNSEEN = 3  # images of each unseen class
 
 
 @witness("transforms")

@@ -20,6 +20,7 @@ __all__ = ["Change", "triggers"]
 
 _CHANGES = 12
 _IMAGES = 10
+_UNSEEN = 3  # images of each unseen class
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Change:
 
 @witness("triggers")
 def triggers(subject: Subject, m: Material, seed: int) -> list[Reading]:
-    """Share of ten images a class (five of unseen ones) that are answered under the best of twelve changes, drawn
+    """Share of ten images a class (three of unseen ones) that are answered under the best of twelve changes, drawn
     with the verifier's seed and chosen anew for forgotten and for unseen classes; and the share of the
     attacker's images, which are no test images, that are answered as they are.
 
@@ -85,13 +86,14 @@ def triggers(subject: Subject, m: Material, seed: int) -> list[Reading]:
     ways = [("", "zero-shot", passing.bare())]
     if subject.answer is not None:
         ways.append(("_answered", "answered", passing))
-    few = m.with_fewer(forget=_IMAGES, unseen=_IMAGES // 2)
+    few = m.with_fewer(forget=_IMAGES, unseen=_UNSEEN)
     given = replace(m, test={k: p for k, p in m.shots.items() if k != "retain"})
     found = []
     for suffix, how, looked_at in ways:
         found.append(read(f"triggers{suffix}", f"{how} on images changed at random in the way that works best",
                           "attack", few, partial(best, looked_at), role="accuses"))  # fmt: skip
         if "forget" in given.test:
+            as_they_are = subject if suffix else subject.bare()  # other witnesses look at these too
             found.append(read(f"other_images{suffix}", f"{how} on images that are no test images",
-                              "attack", given, partial(hits, looked_at, m, 1), role="accuses"))  # fmt: skip
+                              "attack", given, partial(hits, as_they_are, m, 1), role="accuses"))  # fmt: skip
     return found

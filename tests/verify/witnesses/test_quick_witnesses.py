@@ -202,6 +202,22 @@ def test_precision_by_column_is_r_precision() -> None:
             assert got[labels == label, column].tolist() == expected
 
 
+@pytest.mark.parametrize("values", [9, 1000])
+def test_ranks_by_sorting_are_those_by_comparing_every_pair_ties_and_masks_among_them(values: int) -> None:
+    rng = generator_for(0, 3)
+    drawn = torch.randint(values, (60, 4), generator=rng).float()
+    drawn[torch.rand(drawn.shape, generator=rng) < 0.1] = -torch.inf
+    scores, negatives, labels = drawn[:25], drawn[25:], torch.randint(3, (25,), generator=rng)
+    expected = torch.zeros_like(scores)
+    for i, column in torch.cartesian_prod(torch.arange(25), torch.arange(4)).tolist():
+        own, x = labels == labels[i], scores[i, column]
+        others = torch.cat([negatives[:, column], scores[~own, column]])
+        above = (others >= x).sum() + (scores[own, column] > x).sum()
+        expected[i, column] = float(above < own.sum())
+    assert 0 < expected.mean() < 1
+    assert torch.equal(precision_by_column(scores, negatives, labels), expected)
+
+
 def test_a_constant_column_finds_nothing() -> None:
     """A masked column ties everything: ties must not count as found."""
     hits = precision_by_column(torch.full((4, 1), -9.0), torch.full((8, 1), -9.0), torch.zeros(4))
