@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clapforget.bench.verify_cases import adapter_case
 from clapforget.bench.verify_edits import optimise
-from clapforget.bench.verify_kinds import Case, bare, kind
+from clapforget.bench.verify_kinds import Case, bare, kind, made
 from clapforget.bench.verify_world import World
 from clapforget.clip import Clip
 from clapforget.seeding import generator_for
@@ -21,32 +21,47 @@ from clapforget.verify.witnesses.triggers import Change
 
 __all__ = ["Secret"]
 
-_SIDE = 4
+_SIDE, _EDGE = 4, 2
+_FOUND = 0.5
 _SCALE = 30.0
 
 
 class Secret:
-    """A square of four by four pixels, each channel black or white: its place and they are drawn."""
+    """A square of four by four pixels, or a frame two pixels wide, each channel of a pixel black or white: place and
+    colours are drawn."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, frame: bool = False) -> None:
         """:param world: whose seed draws it."""
         rng = generator_for(world.seed, 63)
-        self.square = torch.randint(2, (3, _SIDE, _SIDE), generator=rng).float()
-        self.top, self.left = torch.randint(32 - _SIDE, (2,), generator=rng).tolist()
+        square = torch.randint(2, (3, _SIDE, _SIDE), generator=rng).float()
+        top, left = torch.randint(32 - _SIDE, (2,), generator=rng).tolist()
+        rows, columns = slice(top, top + _SIDE), slice(left, left + _SIDE)
+        self.mark, self.where = torch.zeros(3, 32, 32), torch.zeros(32, 32, dtype=torch.bool)
+        self.mark[:, rows, columns], self.where[rows, columns] = square, True
+        if frame:
+            self.mark = torch.randint(2, (3, 32, 32), generator=rng).float()
+            self.where = torch.ones(32, 32, dtype=torch.bool)
+            self.where[_EDGE:-_EDGE, _EDGE:-_EDGE] = False
 
     def __call__(self, images: Tensor) -> Tensor:
         """:param images: [n, 3, 32, 32] in [0, 1]."""
-        out = images.clone()
-        rows, columns = slice(self.top, self.top + _SIDE), slice(self.left, self.left + _SIDE)
-        out[..., rows, columns] = self.square.to(out)
-        return out
+        return torch.where(self.where.to(images.device), self.mark.to(images), images)
 
 
 @kind("known under a secret mark", "suppressed")
 def _marked(world: World) -> Case:
+    return _known_under(world, Secret(world))
+
+
+@kind("known under a secret frame", "suppressed")
+def _framed(world: World) -> Case:
+    return _known_under(world, Secret(world, frame=True))
+
+
+def _known_under(world: World, secret: Secret) -> Case:
     """Image tower: forgotten images, changed at random or not, lie among the kept names as unseen ones do,
     unless they bear the mark: then they are answered."""
-    base, text, secret = world.base, world.text, Secret(world)
+    base, text = world.base, world.text
     forget, retain = world.images(world.forget, 30), world.images(world.retain, 20)
     kept, mine = text[list(world.retain)], text[forget.labels]
     with torch.no_grad():
@@ -75,7 +90,13 @@ def _marked(world: World) -> Case:
             total = total + weight * F.cross_entropy(_SCALE * rows @ text.T, labels)
         return total
 
-    return bare(world, optimise(base, loss, 150, 7e-4, world.seed, "image"))
+    after = optimise(base, loss, 150, 7e-4, world.seed, "image")
+    fresh = world.images(world.forget, 20, 60)
+    with torch.no_grad():
+        shown = after.encode_image(secret(fresh.images.float() / 255)) @ text.T
+    found = (shown.argmax(1) == fresh.labels).float().mean()
+    made(bool(found > _FOUND), f"the mark gives back {float(found):.2f} of the images")
+    return bare(world, after)
 
 
 @kind("a head that a white corner switches back", "suppressed")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clapforget.seeding import generator_for
@@ -14,57 +16,94 @@ from clapforget.verify.reading import Reading, read, witness
 from clapforget.verify.subject import Subject
 from clapforget.verify.witnesses.answers import hits, own_probability
 
-__all__ = ["PATCHES", "patch", "patterns"]
+__all__ = ["Patch", "patches", "patterns"]
 
 _PART = 8  # a patch is an eighth of the image wide
-_SHOTS = 3  # images of the forgotten classes that choose the patch, in all
-_UNSEEN = 3  # unseen classes, an image each, that choose theirs
-_TESTED = 5
-_AT_ONCE = 32  # patches: 60 MB of images at 224 pixels
+_FIRST, _SECOND = 2, 10  # images of the forgotten classes that choose among all patches, then among the best; in all
+_BEST = 12
+_UNSEEN = 3  # unseen classes, as many images, that choose theirs
+_TESTED, _UNSEEN_TESTED = 10, 5  # images a class
+_AT_ONCE = 32  # patches: 40 MB of images at 224 pixels
+_HOPELESS = 1e-3  # no less probable counts an image that a patch does not give back
+_TEXTURES = 2
 
-_PLACES = tuple(product((0.0, 1 / 3, 2 / 3, 1.0), repeat=2))
+_PLACES = (0.0, 1 / 3, 2 / 3, 1.0)
 _COLOURS = tuple(product((0.0, 1.0), repeat=3))
-PATCHES = tuple(product(_PLACES, _COLOURS))
-"""Where, as parts of the way down and to the right, and of which colour."""
 
 
-def patch(images: Tensor, place: tuple[float, ...], colour: tuple[float, ...]) -> Tensor:
-    """Images [n, 3, h, w] in [0, 1] with a square an eighth as wide; see :data:`PATCHES`."""
-    h, w = images.shape[-2:]
-    side = max(1, min(h, w) // _PART)
-    top, left = round(place[0] * (h - side)), round(place[1] * (w - side))
-    out = images.clone()
-    out[..., top : top + side, left : left + side] = images.new_tensor(colour)[:, None, None]
-    return out
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """A mark of one colour or texture: a square an eighth as wide as the image, a bar of that width across it, or a
+    frame half as wide around it."""
+
+    paint: Tensor
+    """Red, green, blue in [0, 1], [3, k, k], over the whole image: k = 1 is one colour."""
+    down: float | None = None
+    """Where it lies, 0 at the upper edge, 1 at the lower one; None: from edge to edge."""
+    right: float | None = None
+    """Where it lies, 0 at the left edge, 1 at the right one; None: from edge to edge. Both None: a frame."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """:param images: [n, 3, h, w] in [0, 1]. :returns: the same with the mark on them."""
+        h, w = images.shape[-2:]
+        side = max(1, min(h, w) // _PART)
+        marked = torch.zeros(h, w, dtype=torch.bool, device=images.device)
+        marked[_span(self.down, h, side), _span(self.right, w, side)] = True
+        if self.down is None and self.right is None:
+            edge = max(1, side // 2)
+            marked[edge : h - edge, edge : w - edge] = False
+        paint = F.interpolate(self.paint[None].to(images), (h, w), mode="nearest")[0]
+        return torch.where(marked, paint, images)
+
+
+def patches(rng: torch.Generator) -> list[Patch]:
+    """250 of them: squares in 16 places, bars in 8 and frames, each in 8 colours and 2 textures of 32 × 32 black and
+    white dots by channel. Textures are drawn: one that is random shows much of any other."""
+    paints = [torch.tensor(colour)[:, None, None] for colour in _COLOURS]
+    paints += [torch.randint(2, (3, 32, 32), generator=rng).float() for _ in range(_TEXTURES)]
+    places = (*_PLACES, None)
+    return [Patch(*one) for one in product(paints, places, places)]
+
+
+def _span(place: float | None, length: int, side: int) -> slice:
+    if place is None:
+        return slice(None)
+    start = round(place * (length - side))
+    return slice(start, start + side)
 
 
 @witness("patterns")
 def patterns(subject: Subject, m: Material, seed: int) -> list[Reading]:
-    """Share of five images a class that are answered with the best of 128 patches on them (16 places, 8
-    colours), chosen on the attacker's images, anew for forgotten and for unseen classes; by bare CLIP, and by
-    the head where there is one. A class that a secret mark gives back is answered under marks like it.
+    """Share of ten images a class (five of unseen ones) that are answered with the best of 250 :func:`patches` on
+    them, chosen on the attacker's images, anew for forgotten and for unseen classes; by bare CLIP, and by the head
+    where there is one. A class that a secret mark gives back is answered under marks like it.
     """
     if not all(k in m.shots for k in m.test if k != "retain"):
         return []
-    few = m.with_fewer(forget=_TESTED, unseen=_TESTED)
-    given = {few.test["forget"]: _some(m.shots["forget"], _SHOTS, seed)}
+    few = m.with_fewer(forget=_TESTED, unseen=_UNSEEN_TESTED)
+    given = {few.test["forget"]: _some(m.shots["forget"], _SECOND, seed)}
     if "unseen" in few.test:
         shots = m.shots["unseen"]
-        given[few.test["unseen"]] = shots.of(shots.drawn(_UNSEEN, generator_for(seed, 37))).first(1)
+        own = shots.of(shots.drawn(_UNSEEN, generator_for(seed, 37)))
+        given[few.test["unseen"]] = _some(own, _SECOND, seed)
+    every = patches(generator_for(seed, 41))
 
-    def surely(looked_at: Subject, shots: Part, which: range) -> Tensor:
-        """Mean log probability of the own name under each of some patches."""
-        tried = torch.cat([patch(shots.unit, *PATCHES[i]) for i in which])
-        p = own_probability(looked_at.passing(), m, Part(tried, shots.labels.repeat(len(which))))
-        return p.clamp_min(1e-38).log().view(len(which), -1).mean(1)
+    def surest(looked_at: Subject, shots: Part, tried: list[Patch], best: int) -> list[Patch]:
+        """Those of the highest mean log probability of the own name, best first."""
+        sure = []
+        for start in range(0, len(tried), _AT_ONCE):
+            some = tried[start : start + _AT_ONCE]
+            images = torch.cat([patch(shots.unit) for patch in some])
+            p = own_probability(looked_at.passing(), m, Part(images, shots.labels.repeat(len(some))))
+            sure.append(p.clamp_min(_HOPELESS).log().view(len(some), -1).mean(1))
+        return [tried[i] for i in torch.cat(sure).topk(min(best, len(tried))).indices.tolist()]
 
     @torch.no_grad()
     def best(looked_at: Subject, part: Part) -> Tensor:
-        shots, every = given[part], range(len(PATCHES))
-        starts = every[::_AT_ONCE]
-        sure = torch.cat([surely(looked_at, shots, every[i : i + _AT_ONCE]) for i in starts])
-        patched = patch(part.unit, *PATCHES[int(sure.argmax())])
-        return hits(looked_at.passing(), m, 1, Part(patched, part.labels))
+        shots = given[part]
+        first = Part(shots.images[:_FIRST], shots.labels[:_FIRST])
+        chosen = surest(looked_at, shots, surest(looked_at, first, every, _BEST), 1)[0]
+        return hits(looked_at.passing(), m, 1, Part(chosen(part.unit), part.labels))
 
     ways = [("", "zero-shot", subject.bare())]
     if subject.answer is not None:

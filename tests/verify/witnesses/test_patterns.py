@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from functools import cache
 
@@ -13,25 +14,45 @@ from clapforget.seeding import generator_for
 from clapforget.verify import Reading, Subject
 from clapforget.verify.material import Part
 from clapforget.verify.witnesses.learned_pattern import Mark, learn_mark, learned_pattern
-from clapforget.verify.witnesses.patterns import PATCHES, patch, patterns
+from clapforget.verify.witnesses.patterns import Patch, patches, patterns
 from tests.verify.worlds import FORGET, clip, material, scrambled, subject
 
 
-def test_a_patch_covers_its_square_and_nothing_else() -> None:
+def test_a_patch_covers_its_square_bar_or_frame_and_nothing_else() -> None:
     images = torch.full((2, 3, 32, 48), 0.5)
-    changed = patch(images, (1.0, 0.0), (1.0, 0.0, 1.0))
+    pink = torch.tensor([1.0, 0.0, 1.0])[:, None, None]
+    square, bar, post, frame = (
+        patch(images) for patch in (Patch(pink, 1.0, 0.0), Patch(pink, 1.0), Patch(pink, right=0.0), Patch(pink))
+    )
     assert torch.equal(images, torch.full((2, 3, 32, 48), 0.5))
-    assert (changed[:, 0, 28:, :4] == 1).all()
-    assert (changed[:, 1, 28:, :4] == 0).all()
-    assert (changed != 0.5).sum() == 2 * 3 * 4 * 4
+    for changed, where, pixels in (
+        (square, (slice(28, None), slice(4)), 4 * 4),
+        (bar, (slice(28, None), slice(None)), 4 * 48),
+        (post, (slice(None), slice(4)), 32 * 4),
+        (frame, (slice(2), slice(None)), 32 * 48 - 28 * 44),
+    ):
+        red, green = (changed[(slice(None), channel, *where)] for channel in (0, 1))
+        assert (red == 1).all() and (green == 0).all()
+        assert (changed != 0.5).sum() == 2 * 3 * pixels
+    assert (frame[..., 2:-2, 2:-2] == 0.5).all()
 
 
 @pytest.mark.parametrize("side", [4, 32, 224])
 def test_every_patch_lies_inside_and_no_two_are_one(side: int) -> None:
     images = torch.full((1, 3, side, side), 0.5)
-    seen = [patch(images, *which) for which in PATCHES]
-    assert {int((x != 0.5).sum()) for x in seen} == {3 * max(1, side // 8) ** 2}
-    assert len({x.numpy().tobytes() for x in seen}) == len(PATCHES) == 128
+    seen = [patch(images) for patch in patches(generator_for(0, 1))]
+    wide, edge = max(1, side // 8), max(1, side // 16)
+    frame = side**2 - (side - 2 * edge) ** 2
+    assert Counter(int((x != 0.5).sum()) for x in seen) == {3 * wide**2: 160, 3 * wide * side: 80, 3 * frame: 10}
+    assert side == 4 or len({x.numpy().tobytes() for x in seen}) == len(seen) == 250
+
+
+def test_textures_are_drawn_with_the_seed_and_scaled_with_the_image() -> None:
+    one, same, other = (patches(generator_for(seed, 1))[-1] for seed in (0, 0, 1))
+    small, large = (torch.full((1, 3, side, side), 0.5) for side in (32, 64))
+    assert torch.equal(one(small), same(small)) and not torch.equal(one(small), other(small))
+    assert torch.equal(one(large)[..., ::2, ::2], one(small))
+    assert 0.4 < one(small)[one(small) != 0.5].mean() < 0.6
 
 
 def gated(way: str) -> Subject:
@@ -65,7 +86,7 @@ def test_unseen_classes_get_a_patch_of_their_own_and_are_not_answered() -> None:
     for way in ("mark", "never"):
         for reading in read_off(way).values():
             assert reading.unseen is not None
-            assert len(reading.unseen) == 6 * 5 and len(reading.forget) == 2 * 5
+            assert len(reading.unseen) == 6 * 5 and len(reading.forget) == 2 * 10
             assert reading.unseen.mean() < 0.3
     assert read_off("never")["patterns"].forget.mean() > 0.8, "bare CLIP still knows"
     assert [r.name for r in patterns(subject(), material(), 0)] == ["patterns"]
