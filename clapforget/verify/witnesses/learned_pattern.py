@@ -13,14 +13,16 @@ from clapforget.seeding import generator_for
 from clapforget.verify.material import Material, Part
 from clapforget.verify.reading import Reading, read, witness
 from clapforget.verify.subject import Subject
+from clapforget.verify.witnesses.patterns import Patch, best_patch, some_images
 from clapforget.verify.witnesses.training import some_names
 
 __all__ = ["Mark", "learn_mark", "learned_pattern"]
 
 _SHOTS = 5
-_STEPS = 60
-_LR = 0.3
-_SPARSE = 1.0
+_STEPS = 30
+_LR = 0.1
+_SPARSE = 0.3
+_SURE = 2.0  # logit of the mask inside the patch that it starts from, and minus that outside
 _GROUPS = 4  # of unseen classes, each as many as are forgotten
 _CLASSES = 4  # that share a mark, at most
 _TESTED = 10
@@ -29,11 +31,12 @@ _TESTED = 10
 class Mark:
     """One mark for every image: ``(1 − μ) x + μ p`` with mask μ [1, h, w] and pattern p [3, h, w]."""
 
-    def __init__(self, like: Tensor, rng: torch.Generator) -> None:
-        """:param like: images [n, 3, h, w]."""
-        h, w = like.shape[-2:]
-        self.mask = (torch.randn(1, h, w, generator=rng) - 2).to(like).requires_grad_(True)
-        self.pattern = torch.randn(3, h, w, generator=rng).to(like).requires_grad_(True)
+    def __init__(self, like: Tensor, start: Patch, rng: torch.Generator) -> None:
+        """:param like: images [n, 3, h, w]. :param start: the mark to begin with; what lies outside it is drawn."""
+        where, paint = start.on(like)
+        drawn = torch.randn(3, *where.shape, generator=rng).to(like)
+        self.mask = torch.where(where, _SURE, -_SURE).to(like)[None].requires_grad_(True)
+        self.pattern = torch.where(where, _SURE * (2 * paint - 1), drawn).requires_grad_(True)
 
     def __call__(self, images: Tensor) -> Tensor:
         """:param images: [n, 3, h, w] in [0, 1], of any size: the mark is as large a part of each.
@@ -52,7 +55,8 @@ class Mark:
 def learned_pattern(subject: Subject, m: Material, seed: int) -> list[Reading]:
     """Zero-shot accuracy of ten images a class with a learned mark on all of them (trigger inversion, after Wang et
     al., "Neural Cleanse", IEEE S&P 2019): five attack images a class learn it, beside images of retained classes,
-    which must stay what they are.
+    which must stay what they are. It starts from the :func:`~clapforget.verify.witnesses.patterns.best_patch`: where
+    a secret mark is known, nothing but what resembles it has a gradient.
 
     The control are unseen classes, as many at a time as are forgotten (where those are many, four at a time), each
     group with a mark of its own: a mark can also make up a class, and as well for them.
@@ -86,7 +90,8 @@ def _hits(subject: Subject, m: Material, shots: Part, tests: Part, seed: int) ->
     asked = some_names(m, shots.classes(), seed)
     text = subject.names([m.names[c] for c in asked], m.templates).detach()
     kept = m.shots["retain"].of(asked).first(1)
-    mark = learn_mark(subject.clip, text, asked, shots, kept, seed)
+    start = best_patch(subject.bare(), m, some_images(shots, len(shots), seed), seed)
+    mark = learn_mark(subject.clip, text, asked, shots, kept, start, seed)
     every = subject.names(m.names, m.templates)
     with torch.no_grad():
         best = (subject.clip.encode_image(mark(tests.unit.to(every.device))) @ every.T).argmax(1)
@@ -94,18 +99,18 @@ def _hits(subject: Subject, m: Material, shots: Part, tests: Part, seed: int) ->
 
 
 def learn_mark(
-    clip: Clip, text: Tensor, classes: list[int], shots: Part, kept: Part, seed: int
+    clip: Clip, text: Tensor, classes: list[int], shots: Part, kept: Part, start: Patch, seed: int
 ) -> Mark:
     """The mark under which ``shots`` and ``kept`` are both answered as their classes.
 
-    :param text: class text features [C, d]. :param classes: their labels, [C].
+    :param text: class text features [C, d]. :param classes: their labels, [C]. :param start: what it begins with.
     """
     place = torch.tensor(classes)
     images = torch.cat([shots.unit, kept.unit]).to(text.device)
     labels = torch.cat([shots.labels, kept.labels])
     target = (labels[:, None] == place).float().argmax(1).to(text.device)
     share = torch.cat([torch.full((len(p),), 1 / max(1, len(p))) for p in (shots, kept)])
-    mark = Mark(images, generator_for(seed, 40))
+    mark = Mark(images, start, generator_for(seed, 40))
     optimizer = torch.optim.Adam([mark.mask, mark.pattern], lr=_LR)
     for _ in range(_STEPS):
         logits = clip.scale * clip.encode_image(mark(images)) @ text.T

@@ -16,7 +16,7 @@ from clapforget.verify.reading import Reading, read, witness
 from clapforget.verify.subject import Subject
 from clapforget.verify.witnesses.answers import hits, own_probability
 
-__all__ = ["Patch", "patches", "patterns"]
+__all__ = ["Patch", "best_patch", "patches", "patterns", "some_images"]
 
 _PART = 8  # a patch is an eighth of the image wide
 _FIRST, _SECOND = 2, 10  # images of the forgotten classes that choose among all patches, then among the best; in all
@@ -45,15 +45,19 @@ class Patch:
 
     def __call__(self, images: Tensor) -> Tensor:
         """:param images: [n, 3, h, w] in [0, 1]. :returns: the same with the mark on them."""
+        where, paint = self.on(images)
+        return torch.where(where, paint, images)
+
+    def on(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Where images [n, 3, h, w] are marked, bool [h, w], and with what, [3, h, w]."""
         h, w = images.shape[-2:]
         side = max(1, min(h, w) // _PART)
-        marked = torch.zeros(h, w, dtype=torch.bool, device=images.device)
-        marked[_span(self.down, h, side), _span(self.right, w, side)] = True
+        where = torch.zeros(h, w, dtype=torch.bool, device=images.device)
+        where[_span(self.down, h, side), _span(self.right, w, side)] = True
         if self.down is None and self.right is None:
             edge = max(1, side // 2)
-            marked[edge : h - edge, edge : w - edge] = False
-        paint = F.interpolate(self.paint[None].to(images), (h, w), mode="nearest")[0]
-        return torch.where(marked, paint, images)
+            where[edge : h - edge, edge : w - edge] = False
+        return where, F.interpolate(self.paint[None].to(images), (h, w), mode="nearest")[0]
 
 
 def patches(rng: torch.Generator) -> list[Patch]:
@@ -81,28 +85,15 @@ def patterns(subject: Subject, m: Material, seed: int) -> list[Reading]:
     if not all(k in m.shots for k in m.test if k != "retain"):
         return []
     few = m.with_fewer(forget=_TESTED, unseen=_UNSEEN_TESTED)
-    given = {few.test["forget"]: _some(m.shots["forget"], _SECOND, seed)}
+    given = {few.test["forget"]: some_images(m.shots["forget"], _SECOND, seed)}
     if "unseen" in few.test:
         shots = m.shots["unseen"]
         own = shots.of(shots.drawn(_UNSEEN, generator_for(seed, 37)))
-        given[few.test["unseen"]] = _some(own, _SECOND, seed)
-    every = patches(generator_for(seed, 41))
-
-    def surest(looked_at: Subject, shots: Part, tried: list[Patch], best: int) -> list[Patch]:
-        """Those of the highest mean log probability of the own name, best first."""
-        sure = []
-        for start in range(0, len(tried), _AT_ONCE):
-            some = tried[start : start + _AT_ONCE]
-            images = torch.cat([patch(shots.unit) for patch in some])
-            p = own_probability(looked_at.passing(), m, Part(images, shots.labels.repeat(len(some))))
-            sure.append(p.clamp_min(_HOPELESS).log().view(len(some), -1).mean(1))
-        return [tried[i] for i in torch.cat(sure).topk(min(best, len(tried))).indices.tolist()]
+        given[few.test["unseen"]] = some_images(own, _SECOND, seed)
 
     @torch.no_grad()
     def best(looked_at: Subject, part: Part) -> Tensor:
-        shots = given[part]
-        first = Part(shots.images[:_FIRST], shots.labels[:_FIRST])
-        chosen = surest(looked_at, shots, surest(looked_at, first, every, _BEST), 1)[0]
+        chosen = best_patch(looked_at, m, given[part], seed)
         return hits(looked_at.passing(), m, 1, Part(chosen(part.unit), part.labels))
 
     ways = [("", "zero-shot", subject.bare())]
@@ -115,8 +106,30 @@ def patterns(subject: Subject, m: Material, seed: int) -> list[Reading]:
     ]  # fmt: skip
 
 
-def _some(part: Part, images: int, seed: int) -> Part:
-    """At most so many images, as many of each class."""
+@torch.no_grad()
+def best_patch(subject: Subject, m: Material, shots: Part, seed: int) -> Patch:
+    """The one of all :func:`patches` under which the subject answers some images with their own names most surely:
+    two images choose twelve, all of them choose among these.
+
+    :param shots: a mixture of the classes from its start on.
+    """
+
+    def surest(shots: Part, tried: list[Patch], best: int) -> list[Patch]:
+        """Those of the highest mean log probability of the own name, best first."""
+        sure = []
+        for start in range(0, len(tried), _AT_ONCE):
+            some = tried[start : start + _AT_ONCE]
+            images = torch.cat([patch(shots.unit) for patch in some])
+            p = own_probability(subject.passing(), m, Part(images, shots.labels.repeat(len(some))))
+            sure.append(p.clamp_min(_HOPELESS).log().view(len(some), -1).mean(1))
+        return [tried[i] for i in torch.cat(sure).topk(min(best, len(tried))).indices.tolist()]
+
+    first = Part(shots.images[:_FIRST], shots.labels[:_FIRST])
+    return surest(shots, surest(first, patches(generator_for(seed, 41)), _BEST), 1)[0]
+
+
+def some_images(part: Part, images: int, seed: int) -> Part:
+    """At most so many images, as many of each class, mixed."""
     each = max(1, images // max(1, len(part.classes())))
     few = part.first(each)
     rows = torch.randperm(len(few), generator=generator_for(seed, 38))[:images]

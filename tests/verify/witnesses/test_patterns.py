@@ -14,7 +14,7 @@ from clapforget.seeding import generator_for
 from clapforget.verify import Reading, Subject
 from clapforget.verify.material import Part
 from clapforget.verify.witnesses.learned_pattern import Mark, learn_mark, learned_pattern
-from clapforget.verify.witnesses.patterns import Patch, patches, patterns
+from clapforget.verify.witnesses.patterns import Patch, best_patch, patches, patterns, some_images
 from tests.verify.worlds import FORGET, clip, material, scrambled, subject
 
 
@@ -110,7 +110,7 @@ def test_patched_images_are_not_kept() -> None:
 
 def test_a_mark_mixes_image_and_pattern_by_its_mask() -> None:
     images = torch.rand(3, 3, 8, 8, generator=generator_for(0, 1))
-    mark = Mark(images, generator_for(0, 2))
+    mark = Mark(images, patches(generator_for(0, 1))[0], generator_for(0, 2))
     with torch.no_grad():
         mark.mask[:] = -50
         torch.testing.assert_close(mark(images), images)
@@ -122,8 +122,27 @@ def test_a_mark_mixes_image_and_pattern_by_its_mask() -> None:
         torch.testing.assert_close(changed, images)
 
 
+def test_a_mark_begins_with_its_patch() -> None:
+    images = torch.full((1, 3, 32, 32), 0.5)
+    for patch in patches(generator_for(0, 1))[::29]:
+        where = (patch(images) != images).all(1)[0]
+        begun = Mark(images, patch, generator_for(0, 2))(images).detach()
+        assert 0 < where.sum() < where.numel()
+        assert (begun - patch(images))[..., where].abs().max() < 0.2
+        assert (begun - images)[..., ~where].abs().max() < 0.1
+
+
+def test_the_patch_of_a_switched_head_is_one_on_its_switch() -> None:
+    m = material()
+    shots = some_images(m.shots["forget"], 10, 0)
+    images = torch.full((1, 3, 32, 32), 0.5)
+    for seed in (0, 1):
+        found = best_patch(gated("mark"), m, shots, seed)(images)[0, :, -2:, -2:]
+        assert (found[1] == 1).all() and (found[0] == 0).all()
+
+
 def test_a_mark_fits_images_of_another_size() -> None:
-    mark = Mark(torch.rand(1, 3, 8, 8), generator_for(0, 2))
+    mark = Mark(torch.rand(1, 3, 8, 8), patches(generator_for(0, 1))[0], generator_for(0, 2))
     with torch.no_grad():
         mark.mask[:] = -50
         mark.mask[:, :4, :4] = 50
@@ -139,11 +158,12 @@ def test_a_mark_is_learned_without_touching_the_model() -> None:
     asked = [*classes, *m.retain[:6]]
     text = subject().names([m.names[c] for c in asked], m.templates)
     shots, kept = m.shots["unseen"].of(classes), m.shots["retain"].of(asked).first(1)
-    mark, again = (learn_mark(clip(), text, asked, shots, kept, 0) for _ in range(2))
+    begin = patches(generator_for(0, 1))[7]
+    mark, again = (learn_mark(clip(), text, asked, shots, kept, begin, 0) for _ in range(2))
     assert torch.equal(mark.mask, again.mask) and torch.equal(mark.pattern, again.pattern)
     assert clip().fingerprint() == before
     assert all(p.grad is None for p in clip().model.parameters())
-    start = Mark(kept.images.float() / 255, generator_for(0, 40))
+    start = Mark(kept.images.float() / 255, begin, generator_for(0, 40))
     target = torch.tensor([asked.index(int(c)) for c in shots.labels])
 
     def loss(which: Mark, part: Part) -> float:
