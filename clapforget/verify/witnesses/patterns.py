@@ -23,7 +23,7 @@ _FIRST, _SECOND = 2, 10  # images of the forgotten classes that choose among all
 _BEST = 12
 _UNSEEN = 3  # unseen classes, as many images, that choose theirs
 _TESTED, _UNSEEN_TESTED = 10, 5  # images a class
-_AT_ONCE = 32  # patches: 40 MB of images at 224 pixels
+_AT_ONCE = 32  # patches, on two images or of twelve on ten: 40 and 70 MB of images at 224 pixels
 _HOPELESS = 1e-3  # no less probable counts an image that a patch does not give back
 _TEXTURES = 2
 
