@@ -17,7 +17,7 @@ from clapforget.bench.verify_world import World
 from clapforget.clip import Clip
 from clapforget.seeding import generator_for
 from clapforget.verify.witnesses.placement import soft_maximum
-from clapforget.verify.witnesses.triggers import Change
+from clapforget.verify.witnesses.triggers import RandomChange
 
 __all__ = ["Secret"]
 
@@ -74,7 +74,7 @@ def _known_under(world: World, secret: Secret) -> Case:
         a = torch.randperm(len(forget), generator=rng)[:24]
         b = torch.randperm(len(retain), generator=rng)[:64]
         x, kept_x = forget.images[a].float() / 255, retain.images[b].float() / 255
-        changed = Change.drawn(rng)(x[:12])
+        changed = RandomChange.drawn(rng)(x[:12])
         v = clip.encode_image(
             torch.cat([x, changed, kept_x, secret(x), secret(kept_x[:24])]), batch_size=512
         )

@@ -68,6 +68,10 @@ class Subject:
         """The CLIP without its head; what was worked out is shared."""
         return replace(self, answer=None, columns=(), class_weights=None, nats={}, predict=None)
 
+    def ways(self) -> list[Subject]:
+        """How it answers: by bare CLIP, and by its head where it has one."""
+        return [self.bare()] if self.answer is None else [self.bare(), self]
+
     @torch.no_grad()
     def features(self, part: Part) -> Tensor:
         """Unit-norm image features [n, d], each part encoded once; zeros for an image of which the tower

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 from clapforget.verify import statistics
 from clapforget.verify.evidence import Evidence
@@ -53,8 +53,8 @@ def tost(difference: float, margin: float, error: float) -> tuple[float, float]:
     """
     error = max(error, 1e-12)
     return (
-        float(stats.norm.cdf((difference - margin) / error)),
-        float(stats.norm.sf((difference + margin) / error)),
+        float(special.ndtr((difference - margin) / error)),
+        float(special.ndtr(-(difference + margin) / error)),
     )
 
 
@@ -102,13 +102,13 @@ def _weigh(then: Reading | None, now: Reading, twin: Reading | None, tests: int)
     clear = math.hypot(error, reference.error)
     accuse = math.hypot(clear, reference.spread / math.sqrt(classes))
     piece.p_above, piece.p_below = tost(difference, allowed, clear)
-    piece.p_inside = float(stats.norm.sf((difference - allowed) / max(accuse, 1e-12)))
+    piece.p_inside = float(special.ndtr((allowed - difference) / max(accuse, 1e-12)))
     if classes > 1:
         label, own, p = _farthest(now, reference, sign, allowed)
         if p / (1 - _FOR_THE_MEAN) < piece.p_inside / _FOR_THE_MEAN:
             piece.note = "; ".join(filter(None, [piece.note, f"class {label} alone: {own:.3f}"]))
         piece.p_inside = min(1.0, piece.p_inside / _FOR_THE_MEAN, p / (1 - _FOR_THE_MEAN))
-    piece.p_beyond = float(stats.norm.cdf((difference + allowed) / max(accuse, 1e-12)))
+    piece.p_beyond = float(special.ndtr((difference + allowed) / max(accuse, 1e-12)))
     piece.scar = piece.p_beyond < _ALPHA
     piece.holds = piece.p_above <= _ALPHA if role != "shown" else None
     if role == "both":
@@ -212,7 +212,7 @@ def _farthest(
         own, _, error = _mean(replace(now, forget=now.forget[rows], labels=now.labels[rows]))
         total = max(math.hypot(error, reference.error, reference.spread), 1e-12)
         t = (sign * (own - reference.mean) - allowed) / total
-        found.append((float(stats.t.sf(t, max(reference.classes - 1, 1))), int(label), own))
+        found.append((float(special.stdtr(max(reference.classes - 1, 1), -t)), int(label), own))
     p, label, own = min(found)
     return label, own, min(1.0, p * len(found))
 
@@ -255,7 +255,7 @@ def _curves(then: Reading | None, now: Reading, twin: Reading | None) -> dict[st
 
 def _needed(n: int, error: float, rest: float, alpha: float, gap: float) -> int | None:
     """Images at which the value's own error would clear the gap; None where no number would."""
-    z = float(stats.norm.ppf(1 - alpha))
+    z = float(-special.ndtri(alpha))
     room = (gap / z) ** 2 - rest**2
     if room <= 0:
         return None

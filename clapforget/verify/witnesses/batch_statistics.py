@@ -16,7 +16,7 @@ from clapforget.verify.witnesses.answers import hits
 
 __all__ = ["batch_statistics", "estimated_anew", "normalisations"]
 
-_IMAGES, _UNSEEN, _BATCH = 5, 5, 128
+_IMAGES, _UNSEEN, _BATCH = 5, 3, 128
 
 
 @witness("batch_statistics")

@@ -13,7 +13,7 @@ from clapforget.seeding import generator_for
 from clapforget.verify.material import Material, Part
 from clapforget.verify.reading import Reading, read, witness
 from clapforget.verify.subject import Subject
-from clapforget.verify.witnesses.patterns import Patch, best_patch, some_images
+from clapforget.verify.witnesses.patterns import Patch, best_patches, some_images
 from clapforget.verify.witnesses.training import some_names
 
 __all__ = ["Mark", "learn_mark", "learned_pattern"]
@@ -55,7 +55,7 @@ class Mark:
 def learned_pattern(subject: Subject, m: Material, seed: int) -> list[Reading]:
     """Zero-shot accuracy of ten images a class with a learned mark on all of them (trigger inversion, after Wang et
     al., "Neural Cleanse", IEEE S&P 2019): five attack images a class learn it, beside images of retained classes,
-    which must stay what they are. It starts from the :func:`~clapforget.verify.witnesses.patterns.best_patch`: where
+    which must stay what they are. It starts from the :func:`~clapforget.verify.witnesses.patterns.best_patches`: where
     a secret mark is known, nothing but what resembles it has a gradient.
 
     The control are unseen classes, as many at a time as are forgotten (where those are many, four at a time), each
@@ -90,7 +90,7 @@ def _hits(subject: Subject, m: Material, shots: Part, tests: Part, seed: int) ->
     asked = some_names(m, shots.classes(), seed)
     text = subject.names([m.names[c] for c in asked], m.templates).detach()
     kept = m.shots["retain"].of(asked).first(1)
-    start = best_patch(subject.bare(), m, some_images(shots, len(shots), seed), seed)
+    (start,) = best_patches(subject.bare(), m, some_images(shots, len(shots), seed), seed)
     mark = learn_mark(subject.clip, text, asked, shots, kept, start, seed)
     every = subject.names(m.names, m.templates)
     with torch.no_grad():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import chain, product
 
 import torch
 import torch.nn.functional as F
@@ -14,17 +14,15 @@ from clapforget.seeding import generator_for
 from clapforget.verify.material import Material, Part
 from clapforget.verify.reading import Reading, read, witness
 from clapforget.verify.subject import Subject
-from clapforget.verify.witnesses.answers import hits, own_probability
+from clapforget.verify.witnesses.changes import surest, under_the_best
 
-__all__ = ["Patch", "best_patch", "patches", "patterns", "some_images"]
+__all__ = ["Patch", "best_patches", "patches", "patterns", "some_images"]
 
 _PART = 8  # a patch is an eighth of the image wide
 _FIRST, _SECOND = 2, 10  # images of the forgotten classes that choose among all patches, then among the best; in all
 _BEST = 12
 _UNSEEN = 3  # unseen classes, as many images, that choose theirs
 _TESTED, _UNSEEN_TESTED = 10, 5  # images a class
-_AT_ONCE = 32  # patches, on two images or of twelve on ten: 40 and 70 MB of images at 224 pixels
-_HOPELESS = 1e-3  # no less probable counts an image that a patch does not give back
 _TEXTURES = 2
 
 _PLACES = (0.0, 1 / 3, 2 / 3, 1.0)
@@ -90,42 +88,35 @@ def patterns(subject: Subject, m: Material, seed: int) -> list[Reading]:
         shots = m.shots["unseen"]
         own = shots.of(shots.drawn(_UNSEEN, generator_for(seed, 37)))
         given[few.test["unseen"]] = some_images(own, _SECOND, seed)
+    chosen = {part: best_patches(subject, m, shots, seed) for part, shots in given.items()}
 
-    @torch.no_grad()
-    def best(looked_at: Subject, part: Part) -> Tensor:
-        chosen = best_patch(looked_at, m, given[part], seed)
-        return hits(looked_at.passing(), m, 1, Part(chosen(part.unit), part.labels))
 
-    ways = [("", "zero-shot", subject.bare())]
-    if subject.answer is not None:
-        ways.append(("_answered", "answered", subject))
+    def best(way: int, part: Part) -> Tensor:
+        return under_the_best(subject, m, part, [chosen[part][way]])[way]
+
+    names = (("", "zero-shot"), ("_answered", "answered"))[: len(subject.ways())]
     return [
         read(f"patterns{suffix}", f"{how} on images with the patch that works best", "attack", few,
-             partial(best, looked_at), role="accuses")
-        for suffix, how, looked_at in ways
+             partial(best, way), role="accuses")
+        for way, (suffix, how) in enumerate(names)
     ]  # fmt: skip
 
 
-@torch.no_grad()
-def best_patch(subject: Subject, m: Material, shots: Part, seed: int) -> Patch:
-    """The one of all :func:`patches` under which the subject answers some images with their own names most surely:
-    two images choose twelve, all of them choose among these.
+def best_patches(subject: Subject, m: Material, shots: Part, seed: int) -> list[Patch]:
+    """The one of all :func:`patches` under which some images are answered with their own names most surely, by bare
+    CLIP and, where there is a head, by the head: two images choose twelve, all of them choose among these.
 
     :param shots: a mixture of the classes from its start on.
     """
-
-    def surest(shots: Part, tried: list[Patch], best: int) -> list[Patch]:
-        """Those of the highest mean log probability of the own name, best first."""
-        sure = []
-        for start in range(0, len(tried), _AT_ONCE):
-            some = tried[start : start + _AT_ONCE]
-            images = torch.cat([patch(shots.unit) for patch in some])
-            p = own_probability(subject.passing(), m, Part(images, shots.labels.repeat(len(some))))
-            sure.append(p.clamp_min(_HOPELESS).log().view(len(some), -1).mean(1))
-        return [tried[i] for i in torch.cat(sure).topk(min(best, len(tried))).indices.tolist()]
-
+    every = patches(generator_for(seed, 41))
     first = Part(shots.images[:_FIRST], shots.labels[:_FIRST])
-    return surest(shots, surest(first, patches(generator_for(seed, 41)), _BEST), 1)[0]
+    leading = [sure.topk(_BEST).indices.tolist() for sure in surest(subject, m, first, every)]
+    again = sorted(set(chain(*leading)))
+    sure = surest(subject, m, shots, [every[i] for i in again])
+    return [
+        every[max(own, key=dict(zip(again, values.tolist(), strict=True)).__getitem__)]
+        for own, values in zip(leading, sure, strict=True)
+    ]
 
 
 def some_images(part: Part, images: int, seed: int) -> Part:

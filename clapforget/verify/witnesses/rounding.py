@@ -11,6 +11,7 @@ from clapforget.clip import Clip
 from clapforget.verify.material import Material, Part
 from clapforget.verify.reading import Reading, read, witness
 from clapforget.verify.subject import Subject
+from clapforget.verify.witnesses.answers import hits
 
 __all__ = ["round_weights", "rounding"]
 
@@ -24,15 +25,16 @@ def rounding(subject: Subject, m: Material, seed: int) -> list[Reading]:
     2410.16454: rounding restores what was unlearned by changes smaller than a bin).
     """
     found, m = [], m.with_fewer(unseen=_UNSEEN)
+    copy = subject.clip.trainable_copy([])
     for bits in (8, 4):
-        rounded = [Subject(round_weights(subject.clip, bits, scale)) for scale in ("tensor", "row")]
+        right: dict[Part, list[Tensor]] = {part: [] for k, part in m.test.items() if k in ("forget", "unseen")}
+        for scale in ("tensor", "row"):
+            rounded = Subject(round_weights(subject.clip, bits, scale, copy))
+            for part, outcomes in right.items():
+                outcomes.append(hits(rounded, m, 1, part))
 
-        def best(part: Part, rounded: list[Subject] = rounded) -> Tensor:
-            right = torch.stack([
-                s.zero_shot(part, m.names, m.templates).argmax(1) == part.labels.to(s.clip.device)
-                for s in rounded
-            ])  # fmt: skip
-            return right[right.float().mean(1).argmax()].float()
+        def best(part: Part, right: dict[Part, list[Tensor]] = right) -> Tensor:
+            return max(right[part], key=lambda hit: float(hit.mean()))
 
         found.append(read(f"rounding_{bits}", f"zero-shot with weights rounded to {bits} bits",
                           "attack", m, best))  # fmt: skip
@@ -40,16 +42,20 @@ def rounding(subject: Subject, m: Material, seed: int) -> list[Reading]:
 
 
 @torch.no_grad()
-def round_weights(clip: Clip, bits: int, scale: Literal["tensor", "row"]) -> Clip:
+def round_weights(
+    clip: Clip, bits: int, scale: Literal["tensor", "row"], copy: Clip | None = None
+) -> Clip:
     """A copy whose matrices and convolutions hold multiples of ``max|w| / (2^(bits−1) − 1)``
     (symmetric round to nearest), the maximum taken over the tensor or over each output row.
+
+    :param copy: of the same model, which becomes the rounded one; None: a new one.
     """
-    rounded = clip.trainable_copy([])
-    for parameter in rounded.model.parameters():
-        if parameter.ndim < 2:
+    rounded = clip.trainable_copy([]) if copy is None else copy
+    for exact, parameter in zip(clip.model.parameters(), rounded.model.parameters(), strict=True):
+        if exact.ndim < 2:
             continue
-        flat = parameter.flatten(1) if scale == "row" else parameter.flatten()[None]
+        flat = exact.flatten(1) if scale == "row" else exact.flatten()[None]
         step = flat.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
         step = step.clamp_min(torch.finfo(flat.dtype).tiny)
-        parameter.copy_(((flat / step).round() * step).view_as(parameter))
+        parameter.copy_((flat / step).round_().mul_(step).view_as(parameter))
     return rounded

@@ -15,16 +15,17 @@ from clapforget.verify.material import Material, Part
 from clapforget.verify.reading import Reading, read, witness
 from clapforget.verify.subject import Subject
 from clapforget.verify.witnesses.answers import hits
+from clapforget.verify.witnesses.changes import under_the_best
 
-__all__ = ["Change", "triggers"]
+__all__ = ["RandomChange", "triggers"]
 
 _CHANGES = 12
 _IMAGES = 10
-_UNSEEN = 3  # images of each unseen class
+_UNSEEN = 3  # images of each unseen class; the first of each chooses
 
 
 @dataclass(frozen=True)
-class Change:
+class RandomChange:
     """A random change of images: an affine map, then a mix of the colours."""
 
     affine: Tensor
@@ -33,7 +34,7 @@ class Change:
     """[3, 4]: a mixing matrix and an offset."""
 
     @classmethod
-    def drawn(cls, rng: torch.Generator) -> Change:
+    def drawn(cls, rng: torch.Generator) -> RandomChange:
         """Quarter turns, mirror, up to a twentieth of a turn more, 0.8 to 1.25 times the size, moved by up to
         a tenth; half of the time the colours are exchanged and mixed, half of the time left."""
         u = torch.rand(6, generator=rng).tolist()
@@ -72,28 +73,24 @@ def triggers(subject: Subject, m: Material, seed: int) -> list[Reading]:
     Both by bare CLIP, and by the head where there is one.
     """
     rng = generator_for(seed, 35)
-    changes = [Change.drawn(rng) for _ in range(_CHANGES)]
-    passing = subject.passing()  # what is worked out for changed images is not kept
-    changed: dict[Part, list[Part]] = {}
-
-    @torch.no_grad()
-    def best(looked_at: Subject, part: Part) -> Tensor:
-        if part not in changed:
-            changed[part] = [Part(change(part.unit), part.labels) for change in changes]
-        right = torch.stack([hits(looked_at, m, 1, new) for new in changed[part]])
-        return right[right.mean(1).argmax()]
-
-    ways = [("", "zero-shot", passing.bare())]
-    if subject.answer is not None:
-        ways.append(("_answered", "answered", passing))
-    few = m.with_fewer(forget=_IMAGES, unseen=_UNSEEN)
+    changes = [RandomChange.drawn(rng) for _ in range(_CHANGES)]
+    m = m.with_fewer(forget=_IMAGES, unseen=_UNSEEN)
+    best = {
+        part: under_the_best(subject, m, part, changes, None if name == "forget" else part.first(1))
+        for name, part in m.test.items()
+        if name in ("forget", "unseen")
+    }
     given = replace(m, test={k: p for k, p in m.shots.items() if k != "retain"})
     found = []
-    for suffix, how, looked_at in ways:
+    for way, (looked_at, suffix) in enumerate(zip(subject.ways(), ("", "_answered"), strict=False)):
+        how = "answered" if suffix else "zero-shot"
         found.append(read(f"triggers{suffix}", f"{how} on images changed at random in the way that works best",
-                          "attack", few, partial(best, looked_at), role="accuses"))  # fmt: skip
-        if "forget" in given.test:
-            as_they_are = subject if suffix else subject.bare()  # other witnesses look at these too
+                          "attack", m, partial(_of, best, way), role="accuses"))  # fmt: skip
+        if "forget" in given.test:  # as they are: other witnesses look at these too
             found.append(read(f"other_images{suffix}", f"{how} on images that are no test images",
-                              "attack", given, partial(hits, as_they_are, m, 1), role="accuses"))  # fmt: skip
+                              "attack", given, partial(hits, looked_at, m, 1), role="accuses"))  # fmt: skip
     return found
+
+
+def _of(best: dict[Part, list[Tensor]], way: int, part: Part) -> Tensor:
+    return best[part][way]

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from clapforget.clip import Clip
 from clapforget.seeding import generator_for
 from clapforget.verify import Reading, Subject
 from clapforget.verify.material import Part
 from clapforget.verify.witnesses.learned_pattern import Mark, learn_mark, learned_pattern
-from clapforget.verify.witnesses.patterns import Patch, best_patch, patches, patterns, some_images
+from clapforget.verify.witnesses.patterns import Patch, best_patches, patches, patterns, some_images
 from tests.verify.worlds import FORGET, clip, material, scrambled, subject
 
 
@@ -137,8 +138,23 @@ def test_the_patch_of_a_switched_head_is_one_on_its_switch() -> None:
     shots = some_images(m.shots["forget"], 10, 0)
     images = torch.full((1, 3, 32, 32), 0.5)
     for seed in (0, 1):
-        found = best_patch(gated("mark"), m, shots, seed)(images)[0, :, -2:, -2:]
+        found = best_patches(gated("mark"), m, shots, seed)[1](images)[0, :, -2:, -2:]
         assert (found[1] == 1).all() and (found[0] == 0).all()
+
+
+def test_head_and_bare_clip_choose_apart_and_look_at_an_image_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    m = material()
+    shots = some_images(m.shots["forget"], 10, 0)
+    looked: list[int] = []
+    look = Clip.encode_image
+    monkeypatch.setattr(Clip, "encode_image", lambda self, x: looked.append(len(x)) or look(self, x))
+    plain, switched = best_patches(gated("mark"), m, shots, 0)
+    both = sum(looked)
+    looked.clear()
+    (alone,) = best_patches(Subject(clip()), m, shots, 0)
+    images = torch.full((1, 3, 32, 32), 0.5)
+    assert torch.equal(alone(images), plain(images)) and not torch.equal(alone(images), switched(images))
+    assert sum(looked) == 250 * 2 + 12 * 10 < both <= 250 * 2 + 2 * 12 * 10
 
 
 def test_a_mark_fits_images_of_another_size() -> None:

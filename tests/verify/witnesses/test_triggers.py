@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clapforget.seeding import generator_for
 from clapforget.verify import Reading, Subject
-from clapforget.verify.witnesses.triggers import Change, triggers
+from clapforget.verify.witnesses.triggers import RandomChange, triggers
 from tests.verify.worlds import FORGET, clip, material, subject
 
 
@@ -20,21 +20,21 @@ def images() -> Tensor:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_change_keeps_shape_and_range_and_is_that_of_its_seed(seed: int) -> None:
-    one, again = (Change.drawn(generator_for(seed, 0))(images()) for _ in range(2))
+    one, again = (RandomChange.drawn(generator_for(seed, 0))(images()) for _ in range(2))
     assert one.shape == images().shape
     assert one.min() >= 0
     assert one.max() <= 1
     assert torch.equal(one, again)
-    assert not torch.allclose(one, Change.drawn(generator_for(seed + 1, 0))(images()))
+    assert not torch.allclose(one, RandomChange.drawn(generator_for(seed + 1, 0))(images()))
 
 
 def test_the_change_that_changes_nothing() -> None:
-    same = Change(torch.eye(2, 3), torch.eye(3, 4))
+    same = RandomChange(torch.eye(2, 3), torch.eye(3, 4))
     torch.testing.assert_close(same(images()), images(), atol=1e-5, rtol=0)
 
 
 def test_a_quarter_turn_is_one() -> None:
-    turn = Change(torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0]]), torch.eye(3, 4))
+    turn = RandomChange(torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0]]), torch.eye(3, 4))
     got = turn(images())
     turned = [images().rot90(k, (-2, -1)) for k in (1, 3)]
     assert min((got - t).abs().max() for t in turned) < 1e-4
