@@ -50,17 +50,21 @@ def best_rates(
     share = doubt / (len(y) + doubt) if doubt else 0.0
     target = share * (~absent).double() / (~absent).sum(1, keepdim=True)
     target[torch.arange(len(y), device=y.device), y] += 1 - share
-    true = torch.einsum("knc,nc->kn", unit, target)
+    true = (unit * target).sum(2)
+    flat, some_absent = unit.flatten(1), bool(absent.any())
 
     def look(beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, gradient [K] and Hessian [K, K]."""
-        scores = torch.einsum("k,knc->nc", beta, unit).masked_fill(absent, -torch.inf)
-        total = scores.logsumexp(1)
-        p = (scores - total[:, None]).exp()
-        mean = torch.einsum("nc,knc->kn", p, unit)
-        loss = weight @ (total - beta @ true)
-        second = torch.einsum("n,nc,knc,lnc->kl", weight, p, unit, unit)
-        return loss, (mean - true) @ weight, second - (mean * weight) @ mean.T
+        scores = (beta @ flat).view(target.shape)
+        scores = scores.masked_fill_(absent, -torch.inf) if some_absent else scores
+        largest = scores.max(1, keepdim=True).values
+        p = scores.sub_(largest).exp_()
+        whole = p.sum(1, keepdim=True)
+        p /= whole
+        loss = weight @ ((largest + whole.log())[:, 0] - beta @ true)
+        weighted = flat * (p * weight[:, None]).flatten()
+        mean = (p * unit).sum(2)
+        return loss, (mean - true) @ weight, weighted @ flat.T - (mean * weight) @ mean.T
 
     sharpest = torch.full_like(spread, _SHARPEST)
     if (look(sharpest)[1] <= 0).all():
