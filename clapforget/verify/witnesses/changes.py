@@ -44,10 +44,8 @@ def looked_at(
 def surest(subject: Subject, m: Material, part: Part, changes: Sequence[Change]) -> list[Tensor]:
     """Mean log probability of the own name under every change [changes], by each way."""
 
-    def sure(way: Subject, changed: Part) -> Tensor:
-        return own_probability(way, m, changed).clamp_min(_HOPELESS).log()
-
-    return [rows.mean(1) for rows in looked_at(subject, part, changes, sure)]
+    likely = looked_at(subject, part, changes, partial(_probability, m))
+    return [rows.clamp_min(_HOPELESS).log().mean(1) for rows in likely]
 
 
 def under_the_best(
@@ -55,15 +53,20 @@ def under_the_best(
 ) -> list[Tensor]:
     """Whether images are answered, each as 0 or 1 [n], under the change that leaves most of them, by each way.
 
-    :param few: the images that choose, by :func:`surest`; None: all of them do, by how many are answered. A few do
-        where next to nothing is answered under any change, as of unseen classes.
+    :param few: the images that choose, by the mean probability of the own name, which still tells changes apart
+        where none is answered; None: all of them do, by how many are answered.
     """
     hit = partial(_hit, m)
     if few is None:
         return [rows[rows.mean(1).argmax()] for rows in looked_at(subject, part, changes, hit)]
-    best = [changes[int(rows.argmax())] for rows in surest(subject, m, few, changes)]
+    likely = looked_at(subject, few, changes, partial(_probability, m))
+    best = [changes[int(rows.mean(1).argmax())] for rows in likely]
     return [looked_at(subject, part, [change], hit)[way][0] for way, change in enumerate(best)]
 
 
 def _hit(m: Material, way: Subject, changed: Part) -> Tensor:
     return hits(way, m, 1, changed)
+
+
+def _probability(m: Material, way: Subject, changed: Part) -> Tensor:
+    return own_probability(way, m, changed)

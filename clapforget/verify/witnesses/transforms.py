@@ -47,7 +47,7 @@ _CHOOSE = 10  # images of each forgotten class
 @witness("transforms")
 def transforms(subject: Subject, m: Material, seed: int) -> list[Reading]:
     """Zero-shot accuracy under the transform that leaves most of it: the one under which ten images a class (of
-    unseen ones one) have their own names most surely, chosen anew for forgotten and for unseen classes.
+    unseen ones one) have their own names with most probability, chosen anew for forgotten and for unseen classes.
     """
     m, ways = m.with_fewer(unseen=_UNSEEN), list(TRANSFORMS.values())
 
