@@ -147,7 +147,7 @@ class Discriminant:
         own = residual[:, 0] + residual.mean(1) / less[:, None]
         distance[rows, columns] = own.square().sum(1)
         along[rows, columns] = torch.einsum("nd,nvd->nv", own, residual)
-        distance = distance + torch.einsum("ncv,nvw,ncw->nc", along, inner, along)
+        distance = distance + (along @ inner * along).sum(2)
         kappa = self.kappa.expand_as(distance).clone()
         kappa[rows, columns] = less
         shrunk = weight.logdet() - inner.logdet()
