@@ -25,6 +25,9 @@ def test_bare_drops_the_head_and_keeps_what_was_worked_out() -> None:
     assert bare.class_weights is None
     assert bare.column_labels(9).tolist() == list(range(9))
     assert headed.column_labels(9).tolist() == [5, 6, 7]
+    assert [way.answer for way in headed.ways()] == [None, headed.answer]
+    assert headed.ways()[0].features(part) is v
+    assert [way.answer for way in bare.ways()] == [None]
 
 
 def test_parts_play_one_role_and_attack_images_are_not_test_images() -> None:

@@ -43,7 +43,6 @@ def looked_at(
 
 def surest(subject: Subject, m: Material, part: Part, changes: Sequence[Change]) -> list[Tensor]:
     """Mean log probability of the own name under every change [changes], by each way."""
-
     likely = looked_at(subject, part, changes, partial(_probability, m))
     return [rows.clamp_min(_HOPELESS).log().mean(1) for rows in likely]
 

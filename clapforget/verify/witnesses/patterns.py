@@ -90,7 +90,6 @@ def patterns(subject: Subject, m: Material, seed: int) -> list[Reading]:
         given[few.test["unseen"]] = some_images(own, _SECOND, seed)
     chosen = {part: best_patches(subject, m, shots, seed) for part, shots in given.items()}
 
-
     def best(way: int, part: Part) -> Tensor:
         return under_the_best(subject, m, part, [chosen[part][way]])[way]
 

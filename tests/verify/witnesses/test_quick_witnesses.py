@@ -238,6 +238,14 @@ def test_rounding_leaves_few_values_and_small_errors(bits: int, scale: str) -> N
         assert ((flat - was).abs() <= step / 2 + 1e-6).all()
 
 
+def test_a_copy_that_was_rounded_before_is_rounded_from_the_model_itself() -> None:
+    before, copy = clip().fingerprint(), clip().trainable_copy([])
+    round_weights(clip(), 4, "tensor", copy)
+    given, new = round_weights(clip(), 8, "row", copy), round_weights(clip(), 8, "row")
+    assert given is copy and given.fingerprint() == new.fingerprint()
+    assert clip().fingerprint() == before
+
+
 def test_rounding_twice_is_rounding_once() -> None:
     once = round_weights(clip(), 8, "tensor")
     twice = round_weights(once, 8, "tensor")
