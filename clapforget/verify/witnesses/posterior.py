@@ -24,7 +24,7 @@ __all__ = ["Belief", "KroneckerLaplace", "conformal_threshold", "posterior"]
 
 _DRAWS = 64
 _ALPHA = 0.1
-_EXPLAINED = 0.5  # correlation
+_EXPLAINED = 0.35  # correlation: columns at their prior 0.47 to 0.92 in seven worlds, drowned in noise at most 0.08
 _DOUBTS = ("entropy", "expected_entropy", "mutual_information")
 _TEMPERATURES = torch.logspace(-1, 1.5, 26)
 
