@@ -88,7 +88,7 @@ def test_the_interval_is_that_of_the_bootstrap() -> None:
     m, draws = material(), np.random.default_rng(0)
     part, old, new = m.test["forget"], Subject(clip()), Subject(other)  # images of kept classes are encoded once
     values = []
-    for _ in range(100):
+    for _ in range(200):
         rows = torch.from_numpy(draws.integers(0, len(part), len(part)))
         again = replace(part, images=part.images[rows], labels=part.labels[rows])
         drawn = replace(m, test={**m.test, "forget": again})

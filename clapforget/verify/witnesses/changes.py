@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,10 +11,13 @@ from clapforget.verify.material import Material, Part
 from clapforget.verify.subject import Subject
 from clapforget.verify.witnesses.answers import hits, own_probability
 
-__all__ = ["Change", "looked_at", "surest", "under_the_best"]
+__all__ = ["WAYS", "Change", "looked_at", "surest", "under", "under_the_best"]
 
 Change = Callable[[Tensor], Tensor]
-"""Images [n, 3, h, w] in [0, 1] to the same."""
+"""Images [n, 3, h, w] in [0, 1] to the same; two are equal if they are one."""
+
+WAYS = (("", "zero-shot"), ("_answered", "answered"))
+"""What a reading's name ends in and its title begins with, for each of a subject's ways."""
 
 _AT_ONCE = 256  # images; 154 MB at 224 pixels
 _HOPELESS = 1e-3  # no less probable counts an image that a change does not give back
@@ -43,8 +45,15 @@ def looked_at(
 
 def surest(subject: Subject, m: Material, part: Part, changes: Sequence[Change]) -> list[Tensor]:
     """Mean log probability of the own name under every change [changes], by each way."""
-    likely = looked_at(subject, part, changes, partial(_probability, m))
+    likely = looked_at(subject, part, changes, lambda way, x: own_probability(way, m, x))
     return [rows.clamp_min(_HOPELESS).log().mean(1) for rows in likely]
+
+
+def under(subject: Subject, m: Material, part: Part, chosen: Sequence[Change]) -> list[Tensor]:
+    """Whether images are answered, each as 0 or 1 [n], by each way under the change chosen for it."""
+    once = list(dict.fromkeys(chosen))
+    rows = looked_at(subject, part, once, lambda way, x: hits(way, m, 1, x))
+    return [own[once.index(change)] for own, change in zip(rows, chosen, strict=True)]
 
 
 def under_the_best(
@@ -55,17 +64,8 @@ def under_the_best(
     :param few: the images that choose, by the mean probability of the own name, which still tells changes apart
         where none is answered; None: all of them do, by how many are answered.
     """
-    hit = partial(_hit, m)
     if few is None:
-        return [rows[rows.mean(1).argmax()] for rows in looked_at(subject, part, changes, hit)]
-    likely = looked_at(subject, few, changes, partial(_probability, m))
-    best = [changes[int(rows.mean(1).argmax())] for rows in likely]
-    return [looked_at(subject, part, [change], hit)[way][0] for way, change in enumerate(best)]
-
-
-def _hit(m: Material, way: Subject, changed: Part) -> Tensor:
-    return hits(way, m, 1, changed)
-
-
-def _probability(m: Material, way: Subject, changed: Part) -> Tensor:
-    return own_probability(way, m, changed)
+        answered = looked_at(subject, part, changes, lambda way, x: hits(way, m, 1, x))
+        return [rows[rows.mean(1).argmax()] for rows in answered]
+    likely = looked_at(subject, few, changes, lambda way, x: own_probability(way, m, x))
+    return under(subject, m, part, [changes[int(rows.mean(1).argmax())] for rows in likely])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from itertools import chain, product
 
 import torch
@@ -14,7 +14,7 @@ from clapforget.seeding import generator_for
 from clapforget.verify.material import Material, Part
 from clapforget.verify.reading import Reading, read, witness
 from clapforget.verify.subject import Subject
-from clapforget.verify.witnesses.changes import surest, under_the_best
+from clapforget.verify.witnesses.changes import WAYS, surest, under
 
 __all__ = ["Patch", "best_patches", "patches", "patterns", "some_images"]
 
@@ -88,17 +88,20 @@ def patterns(subject: Subject, m: Material, seed: int) -> list[Reading]:
         shots = m.shots["unseen"]
         own = shots.of(shots.drawn(_UNSEEN, generator_for(seed, 37)))
         given[few.test["unseen"]] = some_images(own, _SECOND, seed)
-    chosen = {part: best_patches(subject, m, shots, seed) for part, shots in given.items()}
 
-    def best(way: int, part: Part) -> Tensor:
-        return under_the_best(subject, m, part, [chosen[part][way]])[way]
+    @cache
+    def best(part: Part) -> list[Tensor]:
+        return under(subject, m, part, best_patches(subject, m, given[part], seed))
 
-    names = (("", "zero-shot"), ("_answered", "answered"))[: len(subject.ways())]
-    return [
-        read(f"patterns{suffix}", f"{how} on images with the patch that works best", "attack", few,
-             partial(best, way), role="accuses")
-        for way, (suffix, how) in enumerate(names)
-    ]  # fmt: skip
+    found = []
+    for number, (_, (suffix, how)) in enumerate(zip(subject.ways(), WAYS)):
+
+        def look(part: Part, number: int = number) -> Tensor:
+            return best(part)[number]
+
+        found.append(read(f"patterns{suffix}", f"{how} on images with the patch that works best",
+                          "attack", few, look, role="accuses"))  # fmt: skip
+    return found
 
 
 def best_patches(subject: Subject, m: Material, shots: Part, seed: int) -> list[Patch]:
@@ -112,10 +115,11 @@ def best_patches(subject: Subject, m: Material, shots: Part, seed: int) -> list[
     leading = [sure.topk(_BEST).indices.tolist() for sure in surest(subject, m, first, every)]
     again = sorted(set(chain(*leading)))
     sure = surest(subject, m, shots, [every[i] for i in again])
-    return [
-        every[max(own, key=dict(zip(again, values.tolist(), strict=True)).__getitem__)]
-        for own, values in zip(leading, sure, strict=True)
-    ]
+    chosen = []
+    for own, values in zip(leading, sure, strict=True):
+        of = dict(zip(again, values.tolist(), strict=True))
+        chosen.append(every[max(own, key=of.__getitem__)])
+    return chosen
 
 
 def some_images(part: Part, images: int, seed: int) -> Part:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from clapforget.clip import Clip
-from clapforget.verify.material import Material, Part
+from clapforget.verify.material import Material
 from clapforget.verify.reading import Reading, read, witness
 from clapforget.verify.subject import Subject
 from clapforget.verify.witnesses.answers import hits
@@ -26,18 +25,15 @@ def rounding(subject: Subject, m: Material, seed: int) -> list[Reading]:
     """
     found, m = [], m.with_fewer(unseen=_UNSEEN)
     copy = subject.clip.trainable_copy([])
+    parts = [part for k, part in m.test.items() if k in ("forget", "unseen")]
     for bits in (8, 4):
-        right: dict[Part, list[Tensor]] = {part: [] for k, part in m.test.items() if k in ("forget", "unseen")}
+        outcomes = []
         for scale in ("tensor", "row"):
             rounded = Subject(round_weights(subject.clip, bits, scale, copy))
-            for part, outcomes in right.items():
-                outcomes.append(hits(rounded, m, 1, part))
-
-        def best(part: Part, right: dict[Part, list[Tensor]] = right) -> Tensor:
-            return max(right[part], key=lambda hit: float(hit.mean()))
-
+            outcomes.append({part: hits(rounded, m, 1, part) for part in parts})
+        best = {part: max((o[part] for o in outcomes), key=lambda hit: float(hit.mean())) for part in parts}
         found.append(read(f"rounding_{bits}", f"zero-shot with weights rounded to {bits} bits",
-                          "attack", m, best))  # fmt: skip
+                          "attack", m, best.__getitem__))  # fmt: skip
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from clapforget.verify.material import Material, Part
 from clapforget.verify.reading import Reading, read, witness
 from clapforget.verify.subject import Subject
 from clapforget.verify.witnesses.answers import hits
-from clapforget.verify.witnesses.changes import under_the_best
+from clapforget.verify.witnesses.changes import WAYS, under_the_best
 
 __all__ = ["RandomChange", "triggers"]
 
@@ -24,7 +24,7 @@ _IMAGES = 10
 _UNSEEN = 3  # images of each unseen class; the first of each chooses
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RandomChange:
     """A random change of images: an affine map, then a mix of the colours."""
 
@@ -74,23 +74,23 @@ def triggers(subject: Subject, m: Material, seed: int) -> list[Reading]:
     """
     rng = generator_for(seed, 35)
     changes = [RandomChange.drawn(rng) for _ in range(_CHANGES)]
-    m = m.with_fewer(forget=_IMAGES, unseen=_UNSEEN)
-    best = {
-        part: under_the_best(subject, m, part, changes, None if name == "forget" else part.first(1))
-        for name, part in m.test.items()
-        if name in ("forget", "unseen")
-    }
+    few = m.with_fewer(forget=_IMAGES, unseen=_UNSEEN)
+
+    @cache
+    def best(part: Part) -> list[Tensor]:
+        chooses = None if part is few.test["forget"] else part.first(1)
+        return under_the_best(subject, few, part, changes, chooses)
+
     given = replace(m, test={k: p for k, p in m.shots.items() if k != "retain"})
     found = []
-    for way, (looked_at, suffix) in enumerate(zip(subject.ways(), ("", "_answered"), strict=False)):
-        how = "answered" if suffix else "zero-shot"
+    for number, (way, (suffix, how)) in enumerate(zip(subject.ways(), WAYS)):
+
+        def look(part: Part, number: int = number) -> Tensor:
+            return best(part)[number]
+
         found.append(read(f"triggers{suffix}", f"{how} on images changed at random in the way that works best",
-                          "attack", m, partial(_of, best, way), role="accuses"))  # fmt: skip
+                          "attack", few, look, role="accuses"))  # fmt: skip
         if "forget" in given.test:  # as they are: other witnesses look at these too
             found.append(read(f"other_images{suffix}", f"{how} on images that are no test images",
-                              "attack", given, partial(hits, looked_at, m, 1), role="accuses"))  # fmt: skip
+                              "attack", given, partial(hits, way, m, 1), role="accuses"))  # fmt: skip
     return found
-
-
-def _of(best: dict[Part, list[Tensor]], way: int, part: Part) -> Tensor:
-    return best[part][way]

@@ -23,7 +23,6 @@ from clapforget.verify.witnesses.posterior import (
     _root_of_inverse,
     conformal_threshold,
 )
-from clapforget.verify.witnesses.rounding import round_weights
 from clapforget.verify.witnesses.transforms import TRANSFORMS
 from tests.verify.worlds import FORGET, RETAIN, clip, data, material, scrambled, subject
 
@@ -100,12 +99,12 @@ def test_batch_statistics_leave_the_examined_model_alone_and_need_some() -> None
     assert WITNESSES.get("batch_statistics")(subject(), unarmed, 0) == []
 
 
-@pytest.mark.parametrize(("noise", "role"), [(0.0, "both"), (2.6, "both"), (5.0, "accuses")])
+@pytest.mark.parametrize(("noise", "role"), [(0.0, "both"), (2.6, "both"), (5.0, "accuses"), (1e4, "accuses")])
 def test_nats_are_a_look_inside_only_where_the_answers_bear_them_out(
     noise: float, role: str
 ) -> None:
     """A column at its prior answers by the class's text, within what a covariance turns it; noise does not: so many
-    times the spread of the cosines are a correlation of 1, about 0.4 and 0.2."""
+    times the spread of the cosines are a correlation of 1, about 0.4, 0.2 and none."""
     columns = [*FORGET, *RETAIN]
     text = subject().names(material().names, material().templates)[columns]
 
@@ -224,35 +223,6 @@ def test_a_constant_column_finds_nothing() -> None:
     """A masked column ties everything: ties must not count as found."""
     hits = precision_by_column(torch.full((4, 1), -9.0), torch.full((8, 1), -9.0), torch.zeros(4))
     assert hits.sum() == 0
-
-
-@pytest.mark.parametrize("scale", ["tensor", "row"])
-@pytest.mark.parametrize("bits", [8, 4])
-def test_rounding_leaves_few_values_and_small_errors(bits: int, scale: str) -> None:
-    rounded = dict(round_weights(clip(), bits, scale).model.named_parameters())  # type: ignore[arg-type]
-    for name, old in clip().model.named_parameters():
-        new = rounded[name]
-        if old.ndim < 2:
-            assert torch.equal(new, old)
-            continue
-        flat, was = (x.flatten(1) if scale == "row" else x.flatten()[None] for x in (new, old))
-        step = was.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
-        assert ((flat - was).abs() <= step / 2 + 1e-6).all()
-
-
-def test_a_copy_that_was_rounded_before_is_rounded_from_the_model_itself() -> None:
-    before, copy = clip().fingerprint(), clip().trainable_copy([])
-    round_weights(clip(), 4, "tensor", copy)
-    given, new = round_weights(clip(), 8, "row", copy), round_weights(clip(), 8, "row")
-    assert given is copy and given.fingerprint() == new.fingerprint()
-    assert clip().fingerprint() == before
-
-
-def test_rounding_twice_is_rounding_once() -> None:
-    once = round_weights(clip(), 8, "tensor")
-    twice = round_weights(once, 8, "tensor")
-    for a, b in zip(once.model.parameters(), twice.model.parameters()):
-        assert torch.allclose(a, b, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
