@@ -110,7 +110,7 @@ def whole_contexts(size: int, head: object) -> int:
 
 def check_finite(parameters: Iterable[Tensor]) -> None:
     """:raises UserError: for a parameter that is no number any more."""
-    if not all(p.isfinite().all() for p in parameters):
+    if not all(torch.stack(p.aminmax()).isfinite().all() for p in parameters if p.numel()):
         raise UserError("training has diverged: weights are no numbers any more", "lower its rate")
 
 

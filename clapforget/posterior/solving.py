@@ -4,6 +4,7 @@ counts, by leaving learned samples out in turn."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -200,6 +201,7 @@ def _hyper(head: ExactHead, prior: Tensor, left: _Left) -> tuple[float, float]:
     left = left.of(head.sums.count[left.columns] > 1)
     prior, phi = prior[:, :size], left.phi[..., :size]
 
+    @cache
     def loss(kappa0: float, psi: float) -> float:
         fitted = fit_discriminant(head.sums, prior, kappa0, psi, size)
         scores = _scores(head, fitted, fitted.whiten(phi), left.columns)
