@@ -60,6 +60,10 @@ class Subject:
         """The same head on other weights; nothing kept is carried over."""
         return replace(self, clip=clip, _features={}, _inner={}, _wordings={})
 
+    def with_image_tower(self, clip: Clip) -> Subject:
+        """The same on a CLIP that differs in its image tower alone: what texts came to is shared."""
+        return replace(self, clip=clip, _features={}, _inner={})
+
     def passing(self) -> Subject:
         """The same subject, to be asked about images of which nothing is to be kept longer than it is."""
         return replace(self, _features={}, _inner={})

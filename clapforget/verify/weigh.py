@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from clapforget.verify import statistics
 from clapforget.verify.evidence import Evidence
@@ -194,10 +194,10 @@ def _mean(reading: Reading) -> tuple[float, statistics.Interval, float]:
         error = math.sqrt(smooth * (1 - smooth) / n)
         if set(np.unique(values)) <= {0.0, 1.0}:
             return value, statistics.proportion(values)[1], error
-        return value, statistics.mean(values, share=True)[1], max(error, float(stats.sem(values)))
+        return value, statistics.mean(values, share=True)[1], max(error, statistics.standard_error(values))
     if n == 1:
         return value, (value, value), 0.0
-    return value, statistics.mean(values)[1], float(stats.sem(values))
+    return value, statistics.mean(values)[1], statistics.standard_error(values)
 
 
 def _farthest(

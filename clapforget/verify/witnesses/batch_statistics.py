@@ -30,7 +30,7 @@ def batch_statistics(subject: Subject, m: Material, seed: int) -> list[Reading]:
         return []
     images = shots.first(_IMAGES).images
     images = images[torch.randperm(len(images), generator=generator_for(seed, 36))]
-    anew = Subject(estimated_anew(subject.clip, images))
+    anew = subject.bare().with_image_tower(estimated_anew(subject.clip, images))
     few = m.with_fewer(unseen=_UNSEEN)
     return [read("batch_statistics", "zero-shot with batch statistics estimated anew on retained images",
                  "attack", few, partial(hits, anew, m, 1), role="accuses")]  # fmt: skip

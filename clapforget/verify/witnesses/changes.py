@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from clapforget.seeding import generator_for
 from clapforget.verify.material import Material, Part
 from clapforget.verify.subject import Subject
 from clapforget.verify.witnesses.answers import hits, own_probability
 
-__all__ = ["WAYS", "Change", "looked_at", "surest", "under", "under_the_best"]
+__all__ = ["WAYS", "Change", "looked_at", "one_a_class", "surest", "under", "under_the_best"]
 
 Change = Callable[[Tensor], Tensor]
 """Images [n, 3, h, w] in [0, 1] to the same; two are equal if they are one."""
@@ -19,6 +20,7 @@ Change = Callable[[Tensor], Tensor]
 WAYS = (("", "zero-shot"), ("_answered", "answered"))
 """What a reading's name ends in and its title begins with, for each of a subject's ways."""
 
+_CHOOSE = 15  # unseen classes
 _AT_ONCE = 256  # images; 154 MB at 224 pixels
 _HOPELESS = 1e-3  # no less probable counts an image that a change does not give back
 
@@ -41,6 +43,12 @@ def looked_at(
         for rows, way in zip(found, subject.passing().ways(), strict=True):
             rows.append(look(way, changed).view(len(some), -1))
     return [torch.cat(rows) for rows in found]
+
+
+def one_a_class(part: Part, seed: int) -> Part:
+    """An image of each of at most 15 classes, drawn with the verifier's seed: of unseen classes these choose the
+    change under which all are looked at."""
+    return part.of(part.drawn(_CHOOSE, generator_for(seed, 47))).first(1)
 
 
 def surest(subject: Subject, m: Material, part: Part, changes: Sequence[Change]) -> list[Tensor]:

@@ -16,19 +16,22 @@ __all__ = ["round_weights", "rounding"]
 
 
 _UNSEEN = 3  # images of each unseen class
+_Scale = Literal["tensor", "row"]
+_SCALES: dict[int, tuple[_Scale, ...]] = {8: ("tensor",), 4: ("tensor", "row")}
 
 
 @witness("rounding")
 def rounding(subject: Subject, m: Material, seed: int) -> list[Reading]:
-    """Zero-shot accuracy after rounding, by tensor or by row, whichever leaves more (arXiv
-    2410.16454: rounding restores what was unlearned by changes smaller than a bin).
+    """Zero-shot accuracy after rounding (arXiv 2410.16454: rounding restores what was unlearned by changes smaller
+    than a bin): to 8 bits by tensor, whose bins are the widest; to 4 bits, where those may leave nothing, by tensor or
+    by row, whichever leaves more.
     """
     found, m = [], m.with_fewer(unseen=_UNSEEN)
     copy = subject.clip.trainable_copy([])
     parts = [part for k, part in m.test.items() if k in ("forget", "unseen")]
-    for bits in (8, 4):
+    for bits in _SCALES:
         outcomes = []
-        for scale in ("tensor", "row"):
+        for scale in _SCALES[bits]:
             rounded = Subject(round_weights(subject.clip, bits, scale, copy))
             outcomes.append({part: hits(rounded, m, 1, part) for part in parts})
         best = {part: max((o[part] for o in outcomes), key=lambda hit: float(hit.mean())) for part in parts}
@@ -39,7 +42,7 @@ def rounding(subject: Subject, m: Material, seed: int) -> list[Reading]:
 
 @torch.no_grad()
 def round_weights(
-    clip: Clip, bits: int, scale: Literal["tensor", "row"], copy: Clip | None = None
+    clip: Clip, bits: int, scale: _Scale, copy: Clip | None = None
 ) -> Clip:
     """A copy whose matrices and convolutions hold multiples of ``max|w| / (2^(bits−1) − 1)``
     (symmetric round to nearest), the maximum taken over the tensor or over each output row.

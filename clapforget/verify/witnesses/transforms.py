@@ -8,7 +8,7 @@ from torch import Tensor
 from clapforget.verify.material import Material, Part
 from clapforget.verify.reading import Reading, read, witness
 from clapforget.verify.subject import Subject
-from clapforget.verify.witnesses.changes import Change, under_the_best
+from clapforget.verify.witnesses.changes import Change, one_a_class, under_the_best
 
 __all__ = ["TRANSFORMS", "transforms"]
 
@@ -40,19 +40,19 @@ TRANSFORMS: dict[str, Change] = {
 }
 
 
-_UNSEEN = 3  # images of each unseen class; the first of each chooses
+_UNSEEN = 3  # images of each unseen class
 _CHOOSE = 10  # images of each forgotten class
 
 
 @witness("transforms")
 def transforms(subject: Subject, m: Material, seed: int) -> list[Reading]:
-    """Zero-shot accuracy under the transform that leaves most of it: the one under which ten images a class (of
-    unseen ones one) have their own names with most probability, chosen anew for forgotten and for unseen classes.
+    """Zero-shot accuracy under the transform that leaves most of it: the one under which ten images a class (one
+    of some unseen ones) have their own names with most probability, chosen anew for forgotten and for unseen classes.
     """
     m, ways = m.with_fewer(unseen=_UNSEEN), list(TRANSFORMS.values())
 
     def best(part: Part) -> Tensor:
-        few = part.first(_CHOOSE if part is m.test["forget"] else 1)
+        few = part.first(_CHOOSE) if part is m.test["forget"] else one_a_class(part, seed)
         return under_the_best(subject.bare(), m, part, ways, few)[0]
 
     return [read("transforms_best", "zero-shot on images transformed in the way that works best",

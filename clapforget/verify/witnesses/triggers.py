@@ -15,13 +15,13 @@ from clapforget.verify.material import Material, Part
 from clapforget.verify.reading import Reading, read, witness
 from clapforget.verify.subject import Subject
 from clapforget.verify.witnesses.answers import hits
-from clapforget.verify.witnesses.changes import WAYS, under_the_best
+from clapforget.verify.witnesses.changes import WAYS, one_a_class, under_the_best
 
 __all__ = ["RandomChange", "triggers"]
 
 _CHANGES = 12
 _IMAGES = 10
-_UNSEEN = 3  # images of each unseen class; the first of each chooses
+_UNSEEN = 3  # images of each unseen class
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +78,8 @@ def triggers(subject: Subject, m: Material, seed: int) -> list[Reading]:
 
     @cache
     def best(part: Part) -> list[Tensor]:
-        chooses = None if part is few.test["forget"] else part.first(1)
-        return under_the_best(subject, few, part, changes, chooses)
+        choose = None if part is few.test["forget"] else one_a_class(part, seed)
+        return under_the_best(subject, few, part, changes, choose)
 
     given = replace(m, test={k: p for k, p in m.shots.items() if k != "retain"})
     found = []
