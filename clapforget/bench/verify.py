@@ -41,7 +41,9 @@ from clapforget.bench import (  # noqa: F401 (they file the kinds)
     verify_attacks,
     verify_cases,
     verify_evasions,
+    verify_gathered,
     verify_harmless,
+    verify_heads,
     verify_patches,
 )
 from clapforget.bench.verify_kinds import KINDS, Case, Kind, cases, is_right

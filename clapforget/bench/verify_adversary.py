@@ -23,7 +23,7 @@ from clapforget.clip import Clip
 from clapforget.seeding import generator_for
 from clapforget.verify.subject import Subject
 
-__all__: list[str] = []
+__all__ = ["class_means"]
 
 _HEAD_SCALE = 30.0
 
@@ -34,7 +34,7 @@ def _covered(world: World) -> Case:
     """Text tower alone: the forgotten names mean nothing, and the four kept names nearest to each class's
     images come nearer. The image tower is the very same."""
     base, templates = world.base, world.data.templates
-    means = _means(world, world.forget)
+    means = class_means(world, world.forget)
     gone, kept = world.names(world.forget), world.names(world.retain)
     with torch.no_grad():
         goal = base.encode_names(kept, templates)
@@ -64,7 +64,7 @@ def _mapped(world: World) -> Case:
     forgotten = base.encode_image(world.images(world.forget, 20).images)
     free = torch.linalg.svd(world.text).Vh[70:]  # where no class text reaches
     goals = []
-    for i, mean in enumerate(_means(world, world.forget)):
+    for i, mean in enumerate(class_means(world, world.forget)):
         near = (world.text[kept] @ mean).topk(3).indices
         goal = F.normalize(world.text[kept][near].sum(0), dim=0) + 0.3 * free[i]
         goals.append(F.normalize(goal, dim=0).expand(20, -1))
@@ -116,7 +116,7 @@ def _head_case(
     """A head of class means over new and retained classes, and its change. :param more: classes whose
     columns are their texts. :param show: the vectors that it says it stores."""
     columns = [*world.new, *world.retain, *more]
-    means = _means(world, [*world.new, *world.retain])
+    means = class_means(world, [*world.new, *world.retain])
     stored = torch.cat([means, world.text[list(more)]])
 
     def head(weights: Tensor, last: Callable[[Tensor], Tensor], shown: Tensor) -> Subject:
@@ -131,7 +131,7 @@ def _head_case(
     )  # fmt: skip
 
 
-def _means(world: World, classes: Sequence[int]) -> Tensor:
+def class_means(world: World, classes: Sequence[int]) -> Tensor:
     """Unit mean features [n, d] of twenty images of each class."""
     with torch.no_grad():
         v = world.base.encode_image(world.images(classes, 20).images)

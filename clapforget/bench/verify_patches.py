@@ -4,6 +4,7 @@ function a kind, as in :mod:`clapforget.bench.verify_cases`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -58,9 +59,15 @@ def _framed(world: World) -> Case:
     return _known_under(world, Secret(world, frame=True))
 
 
-def _known_under(world: World, secret: Secret) -> Case:
+@kind("known where the image is coarse", "suppressed", "inconclusive")
+def _coarse(world: World) -> Case:
+    """Of eight by eight pixels."""
+    return _known_under(world, lambda x: F.interpolate(F.avg_pool2d(x, 4), scale_factor=4.0))
+
+
+def _known_under(world: World, secret: Callable[[Tensor], Tensor]) -> Case:
     """Image tower: forgotten images, changed at random or not, lie among the kept names as unseen ones do,
-    unless they bear the mark: then they are answered."""
+    unless they bear the mark: then they are answered. :param secret: puts it on images in [0, 1]."""
     base, text = world.base, world.text
     forget, retain = world.images(world.forget, 30), world.images(world.retain, 20)
     kept, mine = text[list(world.retain)], text[forget.labels]

@@ -16,7 +16,7 @@ from clapforget.verify.rules import Claim, decide
 from clapforget.verify.silent import heard
 from clapforget.verify.subject import Subject
 from clapforget.verify.twins import refuse_knowing, twin_evidence
-from clapforget.verify.unmoved import unmoved_evidence
+from clapforget.verify.unmoved import as_sure_as_before, unmoved_evidence
 from clapforget.verify.verdict import Judgement
 from clapforget.verify.weigh import weigh
 
@@ -99,7 +99,7 @@ def examine(
     then, now, apart = (without(side, taught) for side in (old, new, reference))
     evidence = weigh(then, lower(then, now), apart)
     evidence += kept_evidence(before, after, m)
-    evidence += unmoved_evidence(before, after, m)
+    evidence += unmoved_evidence(before, after, m) + as_sure_as_before(before, after, m)
     if twin is not None:
         evidence += twin_evidence(before, after, twin, m, seed)
         if m.members is not None:

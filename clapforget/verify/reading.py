@@ -44,6 +44,9 @@ class Reading:
     """The part of the lead (before − reference) that may be left ..."""
     absolute: bool = False
     """... or, absolute, how far above the reference the value may lie."""
+    change: bool = False
+    """Judged by what it rose by since the model before, image by image: for what differs more from class to class
+    than it does from model to model."""
     minimum_lead: float = 0.15
     """A smaller lead of the model before over the reference can witness nothing."""
     known_is: Literal["high", "low"] = "high"

@@ -15,7 +15,8 @@
 6. **suppressed**: gone from the answers, still inside: a piece of evidence lies above the reference by
    more than its margin (one-sided test, Holm over all pieces). Or, where knowledge is claimed to be gone and
    the images of the class had a place of their own before: they still lie where they lay (one linear map gives
-   back at least 99.5 % of their features, interval above 99 %).
+   back at least 99.5 % of their features, interval above 99 %). Or a head is as sure of them as before, image by image
+   (99.5 % of what the forgotten columns gave to its energy is there, interval above 99 %), by whatever column.
 7. **suppressed**: pushed beyond: a piece whose role is ``both`` lies below the reference by more than its margin
    (the other side; Holm). What never was learned does not look so: it gives the request away, and
    what can be seen to be hidden is not gone.
@@ -152,8 +153,8 @@ def _gone_from_answers(
         worst = min(inside, key=lambda p: (p.p_inside or 0.0, -(p.residue or 0.0)))
         return ("suppressed", f"6: gone from the answers, still inside ({len(inside)} of "
                    f"{len(tests)} witnesses)", describe(worst))  # fmt: skip
-    if claim == "knowledge" and (still := _unmoved(found, judged, rules, "image_features_kept")):
-        return ("suppressed", "6: gone from the answers, its images lie where they lay", describe(still))  # fmt: skip
+    if as_before := _still(found, judged, claim, rules):
+        return ("suppressed", f"6: gone from the answers, {as_before[0]}", describe(as_before[1]))
     must = [p for p in judged if p.role == "both"]
     if pushed := _rejected([(p, p.p_beyond) for p in must if not p.absolute], rules.alpha):
         worst = min(pushed, key=lambda p: p.residue or 0.0)
@@ -164,7 +165,7 @@ def _gone_from_answers(
         return ("inconclusive", "9: no twin and no unseen classes to compare with",
                    "give --unseen or --twin")  # fmt: skip
     knew = found.get("zero_shot", answers).role != "shown"
-    if claim == "knowledge" and knew and not any(p.group == "visual" for p in judged):
+    if claim == "knowledge" and knew and not _had_a_place(judged):
         return ("inconclusive", "10: no witness could judge the image tower",
                 "give more unseen classes or images, or claim the association only")  # fmt: skip
     if _head_not_shown(found, answers):
@@ -196,22 +197,44 @@ def _gone_from_answers(
     return ("forgotten", f"11: nothing above the reference{scar}", describe(nearest))
 
 
+def _still(
+    found: dict[str, Evidence], judged: Sequence[Evidence], claim: Claim, rules: Margins
+) -> tuple[str, Evidence] | None:
+    """What is as it was, and how it is known."""
+    place = _unmoved(found, judged, rules, "image_features_kept")
+    if claim == "knowledge" and place is not None:
+        return "its images lie where they lay", place
+    sure = found.get("head_energy_kept")
+    if sure is not None and _whole(sure, rules):
+        return "the head is as sure of its images as before", sure
+    return None
+
+
 def _unmoved(
     found: dict[str, Evidence], judged: Sequence[Evidence], rules: Margins, name: str
 ) -> Evidence | None:
     """The images that had a place of their own, where they have it still. :param name: of the evidence."""
     kept = found.get(name)
-    had_a_place = any(p.group == "visual" and p.residue is not None for p in judged)
-    if kept is None or not had_a_place or kept.value < rules.unmoved:
-        return None
-    return kept if kept.interval[0] > 1 - 2 * (1 - rules.unmoved) else None
+    return kept if kept is not None and _had_a_place(judged) and _whole(kept, rules) else None
+
+
+def _whole(kept: Evidence, rules: Margins) -> bool:
+    """Whether all of something is there still."""
+    return kept.value >= rules.unmoved and kept.interval[0] > 1 - 2 * (1 - rules.unmoved)
+
+
+def _had_a_place(judged: Sequence[Evidence]) -> bool:
+    """Whether the model before showed the class among others by where its images lie, so that it can be told
+    whether they do still. (How they changed can always be told.)"""
+    return any(p.group == "visual" and p.residue is not None for p in judged)
 
 
 def _open(piece: Evidence, alpha: float) -> float:
     """The larger p value by which a piece is not shown to be near the reference; 0 where it is. The far side is
     asked of pieces about the images' place alone."""
     sides = [0.0 if piece.holds else piece.p_above or 1.0]
-    if piece.group == "visual" and piece.p_below is not None and piece.p_below > alpha:
+    far = piece.group == "visual" and not piece.absolute
+    if far and piece.p_below is not None and piece.p_below > alpha:
         sides.append(piece.p_below)
     return max(sides)
 

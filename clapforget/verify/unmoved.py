@@ -1,8 +1,9 @@
-"""Whether forgotten images still lie where they lay: what has not moved has not gone."""
+"""Whether forgotten images still lie where they lay, and are answered as surely: what has not moved has not gone."""
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from clapforget.verify.evidence import Evidence
 from clapforget.verify.material import Material
 from clapforget.verify.subject import Subject
 
-__all__ = ["linear_map", "unmoved_evidence"]
+__all__ = ["as_sure_as_before", "linear_map", "unmoved_evidence"]
 
 _RIDGE = 1e-4
 """Of the mean square of a feature dimension: what keeps the map at the identity where no image says otherwise."""
@@ -62,6 +63,32 @@ def unmoved_evidence(before: Subject, after: Subject, m: Material) -> list[Evide
     return found
 
 
+def as_sure_as_before(before: Subject, after: Subject, m: Material) -> list[Evidence]:
+    """How much of what the forgotten columns gave to a head's energy is there still, image by image: ``R² = 1 −
+    Σ (E − E')² / Σ (E − E₀)²`` over the forgotten images, E the ``logsumexp`` of all logits before, E₀ the same without
+    the forgotten columns, E' that of all logits after.
+
+    1: the head answers these images as surely as ever, by whatever column: one that is filed under a kept label now,
+    or folded into a kept one. Where a class's columns are gone it is 0, and a head that was trained again without the
+    class is surer of other answers than it was, and not the same image by image. Judged by rule 6 alone. Empty without
+    a head before and after, or where none of its columns before was a forgotten class's.
+    """
+    if before.answer is None or after.answer is None:
+        return []
+    part = m.test["forget"]
+    logits = before.logits(part, m.names, m.templates).double()
+    gone = torch.isin(before.column_labels(len(m.names)), torch.tensor(m.forget)).to(logits.device)
+    if not gone.any() or gone.all() or len(part) < 2:
+        return []
+    whole, without = logits.logsumexp(1), logits[:, ~gone].logsumexp(1)
+    now = after.logits(part, m.names, m.templates).double().logsumexp(1).to(whole.device)
+    if not (whole - without).any() or not torch.stack([whole, without, now]).isfinite().all():
+        return []
+    missed, there = (whole - now).square(), (whole - without).square()
+    return [_share_kept("head_energy_kept", "of what the forgotten columns gave to the head's energy on their images",
+                        "head", missed, there, "by whatever column")]  # fmt: skip
+
+
 def _given_back(
     name: str, title: str, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]
 ) -> list[Evidence]:
@@ -74,10 +101,15 @@ def _given_back(
     whole = then.square().sum(1)
     if not whole.any():
         return []
+    return [_share_kept(name, title, "visual", missed, whole, "the map is fitted to images of retained classes")]
+
+
+def _share_kept(
+    name: str, title: str, group: Literal["visual", "head"], missed: Tensor, whole: Tensor, note: str
+) -> Evidence:
+    """``1 − Σ missed / Σ whole``, by image [n] each; the interval by the delta method over the images."""
     left = float(missed.sum() / whole.sum())
     error = float((missed - left * whole).std() / whole.mean()) / math.sqrt(len(whole))
     value = 1 - left
-    return [Evidence(
-        name, title, "visual", value, (value - 1.96 * error, min(1.0, value + 1.96 * error)), 1.0,
-        direction="low", n=len(whole), note="the map is fitted to images of retained classes",
-    )]  # fmt: skip
+    interval = (value - 1.96 * error, min(1.0, value + 1.96 * error))
+    return Evidence(name, title, group, value, interval, 1.0, direction="low", n=len(whole), note=note)

@@ -69,6 +69,8 @@ def weigh(
 
 def _weigh(then: Reading | None, now: Reading, twin: Reading | None, tests: int) -> Evidence:
     """:param tests: how many readings are weighed: what an accusation is corrected for at most."""
+    if now.change:
+        then, now, twin = _changes(then, now, twin)
     then, now, twin, note = _told_before(then, now, twin)
     value, interval, error = _mean(now)
     reference = _twin(now, twin) if twin is not None else _unseen(now)
@@ -114,7 +116,7 @@ def _weigh(then: Reading | None, now: Reading, twin: Reading | None, tests: int)
     if role == "both":
         between = math.hypot(reference.error, reference.spread / math.sqrt(classes))
         gaps = [allowed - difference] if not piece.holds else []
-        if now.group == "visual" and piece.p_below > _ALPHA:
+        if now.group == "visual" and not now.absolute and piece.p_below > _ALPHA:
             gaps.append(allowed + difference)
         needed = [
             _needed(len(now.forget), error, *((reference.error, _ALPHA, gap) if gap > 0
@@ -123,6 +125,21 @@ def _weigh(then: Reading | None, now: Reading, twin: Reading | None, tests: int)
         ]  # fmt: skip
         piece.images_needed = None if None in needed else max(filter(None, needed), default=None)
     return piece
+
+
+def _changes(
+    then: Reading | None, now: Reading, twin: Reading | None
+) -> tuple[None, Reading, Reading | None]:
+    """The readings after and of the twin as what they rose by since before, image by image. Shown alone where
+    there is no reading before."""
+    if then is None:
+        return None, replace(now, role="shown"), twin
+
+    def since(after: Reading) -> Reading:
+        unseen = None if after.unseen is None or then.unseen is None else after.unseen - then.unseen
+        return replace(after, forget=after.forget - then.forget, unseen=unseen, retain=None)
+
+    return None, since(now), None if twin is None else since(twin)
 
 
 def _told_before(
@@ -157,23 +174,31 @@ def _scale(
 
     A score has its own scale in every model: retained against reference, after. If before, the
     forgotten classes stood apart by a part of that distance only, there is only that part to lose: a
-    score that did not see the class before cannot say that it is gone. A share is measured by what the
+    score that did not see the class before cannot say that it is gone. One that did and whose scale is too small
+    after keeps the scale of before, if all must pass it: an edit that draws kept images to where unseen ones lie must
+    not silence a witness. A share is measured by what the
     model before had over the reference, which is kept as the piece's lead.
     """
     classes = len(set(now.labels.tolist()))
+
+    def enough(apart: float, base: _Reference) -> float | None:
+        chance = math.hypot(base.error, base.spread / math.sqrt(classes))
+        return apart if apart >= max(now.minimum_lead, 2 * chance) else None
+
     if now.retain is not None:
-        apart, base = sign * (float(np.mean(now.retain)) - reference.mean), reference
-        apart *= _part_before(then)
-    else:
-        old = (
-            reference if reference.name == "the twin" else (None if then is None else _unseen(then))
-        )
-        if then is None or old is None:
-            return None
-        piece.lead = float(np.mean(then.forget)) - old.mean
-        apart, base = sign * piece.lead, old
-    chance = math.hypot(base.error, base.spread / math.sqrt(classes))
-    return apart if apart >= max(now.minimum_lead, 2 * chance) else None
+        apart = sign * (float(np.mean(now.retain)) - reference.mean)
+        found = enough(apart * _part_before(then), reference)
+        old = None if then is None else _unseen(then)
+        if found is None and now.role == "both" and then is not None and old is not None:
+            found = enough(sign * (float(np.mean(then.forget)) - old.mean), old)
+        return found
+    old = (
+        reference if reference.name == "the twin" else (None if then is None else _unseen(then))
+    )
+    if then is None or old is None:
+        return None
+    piece.lead = float(np.mean(then.forget)) - old.mean
+    return enough(sign * piece.lead, old)
 
 
 def _part_before(then: Reading | None) -> float:

@@ -184,6 +184,23 @@ def test_a_score_that_hardly_saw_the_class_before_has_little_to_lose() -> None:
     assert none.role == "shown" and none.residue is None
 
 
+def test_a_witness_that_all_must_pass_is_not_silenced_by_the_model_after() -> None:
+    """Kept images drawn to where unseen ones lie leave no scale after; that of before stays."""
+    rng = np.random.default_rng(0)
+
+    def scores(forget: float, retain: float, role: str) -> Reading:
+        r = reading(0, 0, share=False, margin=0.6, role=role)
+        return replace(r, forget=forget + rng.normal(0, 0.02, 60), unseen=rng.normal(0, 0.02, 100),
+                       retain=retain + rng.normal(0, 0.02, 60))  # fmt: skip
+
+    there, gone = (one(scores(1.0, 1.0, "both"), scores(x, 0.0, "both")) for x in (0.9, 0.0))
+    assert there.residue == pytest.approx(0.9, abs=0.03) and not there.holds
+    assert gone.residue == pytest.approx(0.0, abs=0.03) and gone.holds
+    never = one(scores(0.0, 1.0, "both"), scores(0.0, 0.0, "both"))
+    accuser = one(scores(1.0, 1.0, "accuses"), scores(0.9, 0.0, "accuses"))
+    assert never.role == accuser.role == "shown", "neither one that never saw the class nor one that only accuses"
+
+
 def test_who_is_as_the_reference_is_accused_no_more_often_than_stated() -> None:
     rng = np.random.default_rng(1)
     accused = cleared = 0

@@ -56,6 +56,8 @@ def association(subject: Subject, m: Material, seed: int) -> list[Reading]:
         found += [
             read("answer_rank", "images found by the own column of the answer", "behaviour", m,
                  lambda part: _column(subject, m, part, settled), margin=0.5),
+            read("answer_rank_turned", "images found by the own column of the answer, its sign turned", "head", m,
+                 lambda part: _column(subject, m, part, settled, -1), role="accuses", margin=0.5, absolute=True),
             read("alias_by_head", "images answered by one and the same column that is not kept", "head", m,
                  lambda part: _alias_answered(subject, m, part), role="accuses"),
         ]  # fmt: skip
@@ -212,9 +214,11 @@ def _exchange(hits: Tensor, m: Material, part: Part) -> Tensor:
     return result
 
 
-def _column(subject: Subject, m: Material, part: Part, settled: Mapping[Part, Tensor]) -> Tensor:
-    """In the own column, noise taken out of it (:func:`~clapforget.verify.asking.settled_logits`); see
+def _column(
+    subject: Subject, m: Material, part: Part, settled: Mapping[Part, Tensor], sign: int = 1
+) -> Tensor:
+    """In the own column times ``sign``, noise taken out of it (:func:`~clapforget.verify.asking.settled_logits`); see
     :func:`~clapforget.verify.witnesses.answers.own_or_any`."""
-    scores, negatives = settled[part], settled[m.test["retain"]]
+    scores, negatives = sign * settled[part], sign * settled[m.test["retain"]]
     hits = precision_by_column(scores, negatives, part.labels.to(scores.device))
     return own_or_any(hits, subject.column_labels(len(m.names)), part, m)

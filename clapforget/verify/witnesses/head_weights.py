@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +18,7 @@ from clapforget.verify.witnesses.association import precision_by_column
 __all__ = ["head_weights"]
 
 _EXPLAINED, _UNEXPLAINED = 0.8, 0.5  # correlations
+_NOTHING = 1e-3  # of a unit vector: rounding
 
 
 @witness("head_weights")
@@ -23,24 +26,35 @@ def head_weights(subject: Subject, m: Material, seed: int) -> list[Reading]:
     """Images found by the own class's stored vector, whatever is done to the logits after it; none where
     the head stores no vector for the class. Only shown where these vectors are not what answers: where they
     explain the logits of kept columns, and not those of forgotten ones.
+
+    The same by what is left of a vector once its class's text is taken out: a head that never learned the class has
+    nothing there that finds its images, and one that learned it a little has.
     """
     if subject.class_weights is None:
         return []
     weights = F.normalize(subject.class_weights, dim=-1)
     columns = subject.column_labels(len(m.names))
-    negatives = subject.features(m.test["retain"]) @ weights.T
 
-    def look(part: Part) -> Tensor:
-        scores = subject.features(part) @ weights.T
+    def finds(vectors: Tensor, part: Part) -> Tensor:
+        scores, negatives = (subject.features(p) @ vectors.T for p in (part, m.test["retain"]))
         hits = precision_by_column(scores, negatives, part.labels.to(scores.device))
         return own_or_any(hits, columns, part, m)
 
-    reading = read("head_weights", "images found by the head's stored class vector", "head", m, look,
-                   margin=0.5)  # fmt: skip
+    reading = read("head_weights", "images found by the head's stored class vector", "head", m,
+                   partial(finds, weights), margin=0.5)  # fmt: skip
+    rest = _beside(weights, subject.names(m.names, m.templates)[columns])
+    beside = read("head_weights_beside_text", "images found by what the head's stored vector has beside the text",
+                  "head", m, partial(finds, rest), role="accuses", margin=0.5, absolute=True)  # fmt: skip
     if _elsewhere(subject, m, weights, columns):
         reading.role = "shown"
         reading.note = "the vectors shown are not those that answer"
-    return [reading]
+    return [reading, beside]
+
+
+def _beside(weights: Tensor, text: Tensor) -> Tensor:
+    """Unit vectors [C, d] without their part along the text; zeros, which find nothing, where that is all of them."""
+    rest = weights - (weights * text).sum(1, keepdim=True) * text
+    return torch.where(rest.norm(dim=1, keepdim=True) > _NOTHING, rest, 0)
 
 
 def _elsewhere(subject: Subject, m: Material, weights: Tensor, columns: Tensor) -> bool:

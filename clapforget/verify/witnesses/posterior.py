@@ -199,7 +199,7 @@ def _readings(
     ]  # fmt: skip
     found += [
         read(f"{prefix}energy", f"energy of forgotten images{whose}", "posterior", m,
-             partial(score, "energy"), share=False, role=role, margin=0.5, minimum_lead=0.1),
+             partial(score, "energy"), share=False, role="both" if head else "accuses", margin=0.5, minimum_lead=0.1),
         read(f"{prefix}conformal_size", f"size of the conformal set{whose}", "posterior", m, size, share=False,
              role="shown"),
     ]  # fmt: skip

@@ -29,9 +29,9 @@ def rounding(subject: Subject, m: Material, seed: int) -> list[Reading]:
     found, m = [], m.with_fewer(unseen=_UNSEEN)
     copy = subject.clip.trainable_copy([])
     parts = [part for k, part in m.test.items() if k in ("forget", "unseen")]
-    for bits in _SCALES:
+    for bits, scales in _SCALES.items():
         outcomes = []
-        for scale in _SCALES[bits]:
+        for scale in scales:
             rounded = Subject(round_weights(subject.clip, bits, scale, copy))
             outcomes.append({part: hits(rounded, m, 1, part) for part in parts})
         best = {part: max((o[part] for o in outcomes), key=lambda hit: float(hit.mean())) for part in parts}

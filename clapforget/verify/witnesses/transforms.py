@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from clapforget.verify.material import Material, Part
-from clapforget.verify.reading import Reading, read, witness
+from clapforget.verify.reading import Reading, Role, read, witness
 from clapforget.verify.subject import Subject
-from clapforget.verify.witnesses.changes import Change, one_a_class, under_the_best
+from clapforget.verify.witnesses.changes import WAYS, Change, one_a_class, under_the_best
 
 __all__ = ["TRANSFORMS", "transforms"]
 
@@ -19,10 +21,26 @@ def _shift(x: Tensor) -> Tensor:
     return moved[..., : x.shape[-2], : x.shape[-1]]
 
 
-def _zoom(x: Tensor) -> Tensor:
-    cut = max(1, x.shape[-1] // 16)
+def _enlarge(x: Tensor, part: int) -> Tensor:
+    """What is left where so much of a side is cut off at each end: the side over ``part``."""
+    cut = max(1, x.shape[-1] // part)
     inner = x[..., cut:-cut, cut:-cut]
     return F.interpolate(inner, x.shape[-2:], mode="bilinear", antialias=True)
+
+
+def _pixelate(x: Tensor) -> Tensor:
+    """A quarter of the resolution."""
+    small = [max(1, side // 4) for side in x.shape[-2:]]
+    return F.interpolate(F.interpolate(x, small, mode="area"), x.shape[-2:], mode="nearest")
+
+
+def _shrink(x: Tensor) -> Tensor:
+    """Half as large, in the middle of grey."""
+    h, w = x.shape[-2:]
+    small = F.interpolate(x, (max(1, h // 2), max(1, w // 2)), mode="bilinear", antialias=True)
+    top, left = (h - small.shape[-2]) // 2, (w - small.shape[-1]) // 2
+    rest = (left, w - left - small.shape[-1], top, h - top - small.shape[-2])
+    return F.pad(small, rest, value=0.5)
 
 
 TRANSFORMS: dict[str, Change] = {
@@ -35,7 +53,12 @@ TRANSFORMS: dict[str, Change] = {
     "brighter": lambda x: 1 - 0.7 * (1 - x),
     "less contrast": lambda x: 0.5 + 0.6 * (x - 0.5),
     "moved": _shift,
-    "enlarged": _zoom,
+    "enlarged": lambda x: _enlarge(x, 16),
+    "inverted": lambda x: 1 - x,
+    "posterised": lambda x: (x > 0.5).to(x),
+    "pixelated": _pixelate,
+    "shrunk": _shrink,
+    "the middle": lambda x: _enlarge(x, 4),
     "blurred": lambda x: F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1),
 }
 
@@ -46,14 +69,24 @@ _CHOOSE = 10  # images of each forgotten class
 
 @witness("transforms")
 def transforms(subject: Subject, m: Material, seed: int) -> list[Reading]:
-    """Zero-shot accuracy under the transform that leaves most of it: the one under which ten images a class (one
+    """Whether images are answered under the transform that leaves most of it, by bare CLIP and by the head where
+    there is one: the one under which ten images a class (one
     of some unseen ones) have their own names with most probability, chosen anew for forgotten and for unseen classes.
     """
     m, ways = m.with_fewer(unseen=_UNSEEN), list(TRANSFORMS.values())
 
-    def best(part: Part) -> Tensor:
+    @cache
+    def best(part: Part) -> list[Tensor]:
         few = part.first(_CHOOSE) if part is m.test["forget"] else one_a_class(part, seed)
-        return under_the_best(subject.bare(), m, part, ways, few)[0]
+        return under_the_best(subject, m, part, ways, few)
 
-    return [read("transforms_best", "zero-shot on images transformed in the way that works best",
-                 "attack", m, best)]  # fmt: skip
+    found = []
+    for number, (_, (suffix, how)) in enumerate(zip(subject.ways(), WAYS)):
+
+        def look(part: Part, number: int = number) -> Tensor:
+            return best(part)[number]
+
+        role: Role = "accuses" if suffix else "both"
+        found.append(read(f"transforms_best{suffix}", f"{how} on images transformed in the way that works best",
+                          "attack", m, look, role=role))  # fmt: skip
+    return found

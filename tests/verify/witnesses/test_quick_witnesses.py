@@ -23,7 +23,6 @@ from clapforget.verify.witnesses.posterior import (
     _root_of_inverse,
     conformal_threshold,
 )
-from clapforget.verify.witnesses.transforms import TRANSFORMS
 from tests.verify.worlds import FORGET, RETAIN, clip, data, material, scrambled, subject
 
 
@@ -225,16 +224,6 @@ def test_a_constant_column_finds_nothing() -> None:
     assert hits.sum() == 0
 
 
-@pytest.mark.parametrize("name", TRANSFORMS)
-def test_transforms_keep_shape_and_range(name: str) -> None:
-    x = material().test["forget"].images.float() / 255
-    y = TRANSFORMS[name](x)
-    assert y.shape == x.shape
-    assert y.min() >= 0
-    assert y.max() <= 1
-    assert not torch.equal(x, y)
-
-
 def test_the_laplace_posterior_is_that_of_the_dense_matrix() -> None:
     """Variances of the logits by draws, against s² (A⁻¹ ⊗ B⁻¹) written out."""
     rng = generator_for(0, 3)
@@ -360,6 +349,25 @@ def test_another_column_that_answers_for_the_class_is_found() -> None:
     assert swapped.forget.mean() == straight.forget.mean()
     gone = call("association", "alias_by_head", head_of(RETAIN))
     assert not gone.forget.any()
+
+
+def test_a_column_whose_sign_is_turned_still_tells_the_images() -> None:
+    columns = [*FORGET, *RETAIN]
+    straight = head_of(columns)
+
+    def turned(v: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        assert straight.answer is not None
+        logits = straight.answer(v, images)
+        logits[:, : len(FORGET)] *= -1
+        return logits
+
+    name, hidden = "answer_rank_turned", Subject(clip(), turned, columns)
+    assert not call("answers", "answers", hidden).forget.any()
+    assert call("association", "answer_rank", hidden).forget.mean() < 0.1
+    assert call("association", name, hidden).forget.mean() > 0.9
+    assert call("association", name, straight).forget.mean() < 0.1
+    shut = Subject(clip(), lambda v, x: turned(v, x).index_fill(1, torch.tensor([0, 1]), -torch.inf), columns)
+    assert not call("association", name, shut).forget.any(), "a shut column tells nothing on either side"
 
 
 def replace_columns(who: Subject, columns: Sequence[int]) -> Subject:

@@ -1,0 +1,44 @@
+"""Whether a class's images were gathered: put together at a place, where they had lain as they fell."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clapforget.verify.material import Material, Part
+from clapforget.verify.reading import Reading, read, witness
+from clapforget.verify.subject import Subject
+
+__all__ = ["gathered", "gathering"]
+
+_LEAST = 1e-6  # of a distance: what is rounding
+
+
+@witness("gathered")
+def gathered(subject: Subject, m: Material, seed: int) -> list[Reading]:
+    """:func:`gathering` of test images, and whether it rose by more than that of unseen classes since the model before.
+
+    An edit that moves the images of a class to one new place, as near to kept names and images as unseen ones
+    lie, leaves them a class: whoever has one of them finds the others. Training without a class does not draw its
+    images together; it rather scatters them. By half a unit: images lie three tenths closer.
+    """
+    return [read("gathered", "forgotten images drawn together since (log2 of how much closer they lie)", "visual", m,
+                 lambda part: gathering(subject.features(part), part), share=False, change=True, absolute=True,
+                 margin=0.5)]  # fmt: skip
+
+
+def gathering(v: Tensor, part: Part) -> Tensor:
+    """``−log2(1 − cos)`` with the mean of the other images of the same class, [n]: one more is half the distance.
+    0 for the only image of a class.
+
+    :param v: unit-norm features [n, d] of the images.
+    """
+    found = v.new_zeros(len(v))
+    for label in part.classes():
+        rows = (part.labels == label).to(v.device)
+        own = v[rows]
+        if len(own) > 1:
+            others = F.normalize(own.sum(0) - own, dim=-1)
+            found[rows] = -torch.log2((1 - (own * others).sum(1)).clamp_min(_LEAST))
+    return found
