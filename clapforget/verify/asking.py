@@ -46,6 +46,8 @@ def settled_logits(
         return dict(zip(parts, plain))
     columns = subject.column_labels(len(m.names)).to(logits.device)
     gone = torch.isin(columns, torch.tensor(m.forget, device=columns.device)).nonzero().flatten()
+    if not len(gone):
+        return dict(zip(parts, plain))
     rng = generator_for(seed, 46)
 
     def ask() -> Tensor:

@@ -49,7 +49,7 @@ from typing import Literal
 
 from clapforget.verify.evidence import Evidence
 from clapforget.verify.statistics import holm
-from clapforget.verify.verdict import Judgement
+from clapforget.verify.verdict import Judgement, describe
 
 __all__ = ["KEPT_OPEN", "Claim", "Margins", "decide"]
 
@@ -294,14 +294,3 @@ def _claim_words(claim: Claim, found: dict[str, Evidence]) -> str:
     if place is not None and place.residue is not None:
         return f"{words}, and that what the image tower gives out no longer shows the class as one it learned"
     return f"{words}; of the image tower nothing could be said, its features tell too little"
-
-
-def describe(piece: Evidence) -> str:
-    """One piece of evidence in words."""
-    if piece.drop is not None:
-        return f"{piece.title}: {piece.before or 0:.1%} before, {piece.value:.1%} after"
-    reference = "" if piece.reference is None else f", {piece.reference_name} {piece.reference:.3f}"
-    low, high = piece.interval
-    was = "" if piece.before is None else f", before {piece.before:.3f}"
-    note = f" ({piece.note})" if piece.note else ""
-    return f"{piece.title}: {piece.value:.3f} [{low:.3f}, {high:.3f}]{was}{reference}{note}"

@@ -18,8 +18,9 @@ from clapforget.verify.kept import right
 from clapforget.verify.material import Material, Part
 from clapforget.verify.reading import Reading
 from clapforget.verify.reference import lower, taught_since, without
-from clapforget.verify.rules import Claim, decide, describe
+from clapforget.verify.rules import Claim, decide
 from clapforget.verify.subject import Subject
+from clapforget.verify.verdict import describe
 from clapforget.verify.unmoved import unmoved_evidence
 from clapforget.verify.weigh import weigh
 

@@ -147,6 +147,36 @@ def test_what_has_not_moved_has_not_gone() -> None:
     assert judgement.verdict == "inconclusive"
 
 
+@pytest.mark.parametrize(("value", "low", "verdict"), [
+    (0.999, 0.998, "suppressed"), (0.9949, 0.994, "forgotten"), (0.996, 0.9899, "forgotten"), (0.3, 0.2, "forgotten"),
+])  # fmt: skip
+@pytest.mark.parametrize("claim", ["knowledge", "association"])
+def test_a_head_as_sure_as_before_has_kept_what_it_knew(
+    value: float, low: float, verdict: str, claim: Any
+) -> None:
+    found = clean()
+    found["head_energy_kept"] = piece("head_energy_kept", value, group="head", role="shown", reference=None,
+                                      interval=(low, 1.0), residue=None, holds=None)  # fmt: skip
+    judgement = decide(list(found.values()), claim)
+    assert judgement.verdict == verdict
+    if verdict == "suppressed":
+        assert judgement.rule.startswith("6") and "as sure of its images as before" in judgement.rule
+
+
+def test_what_images_did_since_is_no_place_of_their_own() -> None:
+    """Whether they were drawn together can always be told; that says nothing of a tower that no witness can judge."""
+    found = clean()
+    since = piece("gathered", 0.0, group="visual", absolute=True, residue=None, margin=0.5, p_below=0.9)
+    found["gathered"] = since
+    assert decide(list(found.values())).verdict == "forgotten", "scattered further than unseen ones is no doubt"
+    found["placement"] = replace(found["placement"], role="shown", residue=None, holds=None)
+    judgement = decide(list(found.values()))
+    assert judgement.verdict == "inconclusive" and "no witness could judge the image tower" in judgement.rule
+    found = clean() | {"gathered": replace(since, holds=False, p_above=0.4, p_inside=0.2)}
+    assert decide(list(found.values())).verdict == "inconclusive"
+    assert decide(list(found.values()), "association").verdict == "forgotten"
+
+
 def test_where_only_the_last_layer_moved_knowledge_is_doubted_and_no_more() -> None:
     found = clean()
     below = piece("inner_features_kept", 0.9990, group="visual", role="shown", reference=None,

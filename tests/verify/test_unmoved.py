@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from sklearn.linear_model import Ridge
 
@@ -13,8 +15,8 @@ from clapforget.bench.verify_harmless import permuted, turned
 from clapforget.clip import Clip
 from clapforget.seeding import generator_for
 from clapforget.verify import Evidence, Subject
-from clapforget.verify.unmoved import _RIDGE, linear_map, unmoved_evidence
-from tests.verify.worlds import clip, material, scrambled, subject
+from clapforget.verify.unmoved import _RIDGE, as_sure_as_before, linear_map, unmoved_evidence
+from tests.verify.worlds import FORGET, RETAIN, clip, material, scrambled, subject
 
 
 def kept(after: Clip) -> Evidence:
@@ -111,3 +113,56 @@ def test_features_that_do_not_differ_leave_the_map_as_it_was_and_give_nothing_ba
     assert [p.name for p in unmoved_evidence(flat, subject(), material())] == ["inner_features_kept"]
     gone = unmoved_evidence(subject(), flat, material())[0]
     assert gone.value < 0.1
+
+
+def head(
+    change: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
+    columns: Sequence[int] = (*FORGET, *RETAIN),
+) -> Subject:
+    """A head of class texts. :param change: of its logits, those of forgotten columns first."""
+    text = subject().names(material().names, material().templates)[[*FORGET, *RETAIN]]
+    return Subject(clip(), lambda v, images: change(30 * v @ text.T), columns)
+
+
+def sure(after: Subject, before: Subject | None = None) -> float:
+    (found,) = as_sure_as_before(before or head(), after, material())
+    assert found.name == "head_energy_kept" and found.n == len(material().test["forget"])
+    assert found.interval[0] <= found.value <= found.interval[1]
+    return found.value
+
+
+def test_columns_filed_or_folded_elsewhere_leave_a_head_as_sure() -> None:
+    n = len(FORGET)
+
+    def folded(x: torch.Tensor) -> torch.Tensor:
+        kept = x[:, n:].clone()
+        kept[:, :n] = torch.maximum(kept[:, :n], x[:, :n])
+        return kept
+
+    assert sure(head()) == 1.0
+    assert sure(head(columns=(*RETAIN[:n], *RETAIN))) == 1.0
+    assert sure(head(folded, RETAIN)) > 0.99
+    assert sure(head(lambda x: x[:, n:], RETAIN)) == pytest.approx(0.0)
+    assert sure(head(lambda x: x - 1.0)) < 0.99, "what moved is told by other witnesses"
+
+
+def test_by_hand() -> None:
+    """E = log Σ exp over all columns, E₀ over the kept, E' after: 1 − (E − E')² / (E − E₀)², of images alike."""
+    kept = [0.0] * len(RETAIN)
+    before, after = (
+        Subject(clip(), lambda v, x, own=own: torch.tensor([*own, *kept]).expand(len(v), -1), (*FORGET, *RETAIN))
+        for own in ((4.0, 1.0), (2.0, 1.0))
+    )
+    rest = math.log(len(RETAIN))
+    e, now = (np.logaddexp.reduce([*own, rest]) for own in ((4.0, 1.0), (2.0, 1.0)))
+    assert sure(after, before) == pytest.approx(1 - (e - now) ** 2 / (e - rest) ** 2)
+
+
+def test_of_no_head_and_of_columns_that_it_never_had_nothing_is_said() -> None:
+    assert as_sure_as_before(subject(), head(), material()) == []
+    assert as_sure_as_before(head(), subject(), material()) == []
+    n = len(FORGET)
+    never = head(lambda x: x[:, n:], RETAIN)
+    assert as_sure_as_before(never, never, material()) == []
+    shut = head(lambda x: x.index_fill(1, torch.arange(n), -torch.inf))
+    assert as_sure_as_before(shut, head(), material()) == [], "columns that gave nothing"
