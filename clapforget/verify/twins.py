@@ -20,8 +20,8 @@ from clapforget.verify.reading import Reading
 from clapforget.verify.reference import lower, taught_since, without
 from clapforget.verify.rules import Claim, decide
 from clapforget.verify.subject import Subject
-from clapforget.verify.verdict import describe
 from clapforget.verify.unmoved import unmoved_evidence
+from clapforget.verify.verdict import describe
 from clapforget.verify.weigh import weigh
 
 __all__ = ["cka", "jensen_shannon", "refuse_knowing", "tow", "twin_evidence"]
