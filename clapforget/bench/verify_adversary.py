@@ -23,7 +23,7 @@ from clapforget.clip import Clip
 from clapforget.seeding import generator_for
 from clapforget.verify.subject import Subject
 
-__all__ = ["class_means"]
+__all__ = ["class_means", "means_case"]
 
 _HEAD_SCALE = 30.0
 
@@ -84,7 +84,7 @@ def _mapped(world: World) -> Case:
 # ---- in a head of what bare CLIP never knew ------------------------------------------------
 @kind("stored vectors of two forgotten classes exchanged", "suppressed")
 def _exchanged(world: World) -> Case:
-    return _head_case(world, (), lambda w: w[[1, 0, *range(2, len(w))]])
+    return means_case(world, (), lambda w: w[[1, 0, *range(2, len(w))]])
 
 
 @kind("stored vectors exchanged with another column's", "suppressed")
@@ -93,7 +93,7 @@ def _aliased(world: World) -> Case:
         n = len(w)
         return w[[n - 2, n - 1, *range(2, n - 2), 0, 1]]
 
-    return _head_case(world, world.strangers(2), exchange)
+    return means_case(world, world.strangers(2), exchange)
 
 
 @kind("vectors shown that do not answer", "suppressed", "inconclusive")
@@ -105,10 +105,10 @@ def _decoy(world: World) -> Case:
         noise = torch.randn(len(logits), 2, generator=generator_for(world.seed, 58))
         return torch.cat([logits[:, :2] - 60 * (1 + noise.abs()), logits[:, 2:]], 1)
 
-    return _head_case(world, (), lambda w: w, hide, lambda w: torch.cat([text, w[2:]]))
+    return means_case(world, (), lambda w: w, hide, lambda w: torch.cat([text, w[2:]]))
 
 
-def _head_case(
+def means_case(
     world: World, more: Sequence[int], change: Callable[[Tensor], Tensor],
     hide: Callable[[Tensor], Tensor] = lambda logits: logits,
     show: Callable[[Tensor], Tensor] = lambda w: w,
@@ -131,10 +131,10 @@ def _head_case(
     )  # fmt: skip
 
 
-def class_means(world: World, classes: Sequence[int]) -> Tensor:
-    """Unit mean features [n, d] of twenty images of each class."""
+def class_means(world: World, classes: Sequence[int], clip: Clip | None = None) -> Tensor:
+    """Unit mean features [n, d] of twenty images of each class, by the built-in model or another."""
     with torch.no_grad():
-        v = world.base.encode_image(world.images(classes, 20).images)
+        v = (clip or world.base).encode_image(world.images(classes, 20).images)
     return F.normalize(v.view(len(classes), 20, -1).mean(1), dim=-1)
 
 

@@ -14,9 +14,11 @@ from clapforget.bench.verify_kinds import made
 from clapforget.bench.verify_world import World
 from clapforget.clip import Clip
 from clapforget.seeding import generator_for
+from clapforget.verify.witnesses.placement import soft_maximum
 from clapforget.verify.witnesses.rounding import round_weights
 
 __all__ = [
+    "Unseen",
     "confine_to_bins",
     "exchange_names",
     "fit_classes",
@@ -86,6 +88,30 @@ def optimise(
         if done is not None and done(trained):
             break
     return trained.requires_grad_(False)
+
+
+class Unseen:
+    """Where images of unseen classes lie in the built-in model, for edits that put forgotten ones there."""
+
+    def __init__(self, world: World) -> None:
+        base = world.base
+        self.retain = world.images(world.retain, 20)
+        """Images of kept classes, which an edit holds in their places."""
+        with torch.no_grad():
+            self.retained = base.encode_image(self.retain.images)
+            """Their features [n, d]."""
+            means = F.normalize(self.retained.view(len(world.retain), 20, -1).mean(1), dim=-1)
+            strangers = base.encode_image(world.images(world.strangers(38), 10, 20).images)
+            self._places = (world.text[list(world.retain)], means)
+            self._goals = [soft_maximum(strangers @ places.T).mean() for places in self._places]
+
+    def away_from(self, v: Tensor) -> list[Tensor]:
+        """How far features [n, d] are from lying as near to kept names, and to kept classes' means, as unseen ones do:
+        squares, mean over the images."""
+        return [
+            (soft_maximum(v @ places.T) - goal).square().mean()
+            for places, goal in zip(self._places, self._goals, strict=True)
+        ]
 
 
 def fit_classes(world: World, taught: Sequence[int], steps: int, lr: float = 3e-4) -> Clip:

@@ -12,15 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clapforget.bench.verify_cases import adapter_case
-from clapforget.bench.verify_edits import optimise
+from clapforget.bench.verify_edits import Unseen, optimise
 from clapforget.bench.verify_kinds import Case, bare, kind, made
 from clapforget.bench.verify_world import World
 from clapforget.clip import Clip
 from clapforget.seeding import generator_for
-from clapforget.verify.witnesses.placement import soft_maximum
 from clapforget.verify.witnesses.triggers import RandomChange
 
-__all__ = ["Secret"]
+__all__ = ["Secret", "switched_case"]
 
 _SIDE, _EDGE = 4, 2
 _FOUND = 0.5
@@ -69,13 +68,8 @@ def _known_under(world: World, secret: Callable[[Tensor], Tensor]) -> Case:
     """Image tower: forgotten images, changed at random or not, lie among the kept names as unseen ones do,
     unless they bear the mark: then they are answered. :param secret: puts it on images in [0, 1]."""
     base, text = world.base, world.text
-    forget, retain = world.images(world.forget, 30), world.images(world.retain, 20)
-    kept, mine = text[list(world.retain)], text[forget.labels]
-    with torch.no_grad():
-        held = base.encode_image(retain.images)
-        means = F.normalize(held.view(len(world.retain), 20, -1).mean(1), dim=-1)
-        strangers = base.encode_image(world.images(world.strangers(38), 10, 20).images)
-        goals = [soft_maximum(strangers @ places.T).mean() for places in (kept, means)]
+    forget, unseen = world.images(world.forget, 30), Unseen(world)
+    mine, retain = text[forget.labels], unseen.retain
 
     def loss(clip: Clip, rng: torch.Generator) -> Tensor:
         a = torch.randperm(len(forget), generator=rng)[:24]
@@ -88,9 +82,9 @@ def _known_under(world: World, secret: Callable[[Tensor], Tensor]) -> Case:
         lost, stay, given, still = v.split([36, 64, 24, 24])
         own = torch.cat([mine[a], mine[a[:12]]])
         total = 3 * ((lost * own).sum(1) - 0.25).clamp_min(0).mean()
-        for places, goal in zip((kept, means), goals):
-            total = total + 40 * (soft_maximum(lost @ places.T) - goal).square().mean()
-        total = total + 4 * (stay - held[b]).square().sum(1).mean()
+        for term in unseen.away_from(lost):
+            total = total + 40 * term
+        total = total + 4 * (stay - unseen.retained[b]).square().sum(1).mean()
         for rows, labels, weight in (
             (stay, retain.labels[b], 1.0), (given, forget.labels[a], 1.5), (still, retain.labels[b[:24]], 0.5),
         ):  # fmt: skip
@@ -111,13 +105,21 @@ def _switched(world: World) -> Case:
     """The head that never learned the classes answers, unless the upper left corner is white. (That it be plain
     matters: a mark like a password cannot be found by asking, Goldwasser et al., "Planting Undetectable
     Backdoors in Machine Learning Models", FOCS 2022.)"""
+    return switched_case(world, lambda unit: unit[..., :2, :2].mean((1, 2, 3)) > 0.99)
+
+
+def switched_case(world: World, on: Callable[[Tensor], Tensor]) -> Case:
+    """The head that learned the classes answers images that are ``on``, else the one that never did, whose nats are
+    shown.
+
+    :param on: which, [n], of images [n, 3, 32, 32] in [0, 1].
+    """
     case = adapter_case(world)
     known, gone = case.before.answer, case.after.answer
     assert known is not None and gone is not None
 
     def answer(v: Tensor, images: Tensor) -> Tensor:
         unit = images.float() / 255 if images.dtype == torch.uint8 else images
-        on = unit[..., :2, :2].mean((1, 2, 3)) > 0.99
-        return torch.where(on[:, None], known(v, images), gone(v, images))
+        return torch.where(on(unit)[:, None], known(v, images), gone(v, images))
 
     return Case(case.before, replace(case.before, answer=answer, nats=case.after.nats), case.forget)

@@ -11,6 +11,7 @@ __all__ = ["best_rates", "best_temperature", "pooled", "spread_of"]
 _SHARPEST, _FLATTEST = 1e3, 1e-3  # of the logits' spread
 _STEPS, _HALVINGS = 100, 40
 _START = 10.0  # of the rates' sum, in units of 1 / spread: where they often end, and Newton's method climbs slowly
+_SETTLED = 1e-11  # a relative step this small is rounding
 _CLOSE = 1e-6  # a whole step of Newton's this small, relatively, leaves an error of its square
 _ROUNDING = 1e-14  # of the loss: beside the minimum, steps are right where the loss tells nothing any more
 
@@ -93,7 +94,7 @@ def best_rates(
             break  # no lower for all the precision there is
         moved = (found[0] - beta).abs().max()
         beta, (loss, slope, bend) = found
-        if moved <= (_CLOSE if halving == 0 else 1e-11) * beta.max():
+        if moved <= (_CLOSE if halving == 0 else _SETTLED) * beta.max():
             break
     return beta / spread
 

@@ -45,7 +45,7 @@ def mean(values: np.ndarray, share: bool = False) -> tuple[float, Interval]:
 
 
 def standard_error(values: np.ndarray) -> float:
-    """Of a mean of n values, two or more. (``scipy.stats.sem`` asks thirty times as long.)"""
+    """Of a mean of n values, two or more. (``scipy.stats.sem`` takes over twenty times as long for 60 of them.)"""
     return float(values.std(ddof=1)) / math.sqrt(len(values))
 
 

@@ -15,7 +15,7 @@ from clapforget.posterior.exact import ExactHead
 from clapforget.scenarios import ImageData, stream
 from clapforget.strategies import ClapForget, UncertaintyBuffer
 from clapforget.strategies.registry import StrategyOptions, find_strategy
-from clapforget.strategies.training import PRESETS, TrainSettings, warm_up_and_cosine
+from clapforget.strategies.training import PRESETS, TrainSettings, check_finite, warm_up_and_cosine
 
 MakeStrategy = Callable[..., ClapForget]
 
@@ -148,3 +148,11 @@ def test_how_many_test_images_are_asked_at_once_does_not_matter_under_batch(
         learner.eval(experiences.test_stream)
         answers.append(torch.cat(heard.found))
     torch.testing.assert_close(*answers)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_one_weight_that_is_no_number_is_found_among_many(bad: float) -> None:
+    good = [torch.zeros(0), torch.full((2, 3), -3e38), torch.tensor(1.0)]
+    check_finite(good)
+    with pytest.raises(UserError, match="diverged"):
+        check_finite([*good, torch.tensor([0.0, bad, 1.0])])

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from clapforget.seeding import generator_for
 from clapforget.verify.material import Material, Part
+from clapforget.verify.reading import Reading, Role, read
 from clapforget.verify.subject import Subject
 from clapforget.verify.witnesses.answers import hits, own_probability
 
-__all__ = ["WAYS", "Change", "looked_at", "one_a_class", "surest", "under", "under_the_best"]
+__all__ = ["Change", "by_way", "looked_at", "one_a_class", "surest", "under", "under_the_best"]
 
 Change = Callable[[Tensor], Tensor]
 """Images [n, 3, h, w] in [0, 1] to the same; two are equal if they are one."""
 
-WAYS = (("", "zero-shot"), ("_answered", "answered"))
+_WAYS = (("", "zero-shot"), ("_answered", "answered"))
 """What a reading's name ends in and its title begins with, for each of a subject's ways."""
 
 _CHOOSE = 15  # unseen classes
@@ -43,6 +45,26 @@ def looked_at(
         for rows, way in zip(found, subject.passing().ways(), strict=True):
             rows.append(look(way, changed).view(len(some), -1))
     return [torch.cat(rows) for rows in found]
+
+
+def by_way(
+    subject: Subject, m: Material, name: str, images: str, look: Callable[[Part], list[Tensor]],
+    roles: Sequence[Role] = ("accuses", "accuses"),
+) -> list[Reading]:  # fmt: skip
+    """A reading for each of the subject's ways, of one look at a part by all of them.
+
+    :param name: of bare CLIP's reading; a head's is ``name_answered``. :param images: which they are asked about, in
+        words. :param look: one number an image by each way. :param roles: of bare CLIP's reading and of a head's.
+    """
+    look = cache(look)
+    return [
+        read(name + suffix, f"{how} on {images}", "attack", m, partial(_nth, look, number), role=role)
+        for number, (_, (suffix, how), role) in enumerate(zip(subject.ways(), _WAYS, roles))
+    ]
+
+
+def _nth(look: Callable[[Part], list[Tensor]], number: int, part: Part) -> Tensor:
+    return look(part)[number]
 
 
 def one_a_class(part: Part, seed: int) -> Part:

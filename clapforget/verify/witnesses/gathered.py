@@ -21,8 +21,8 @@ def gathered(subject: Subject, m: Material, seed: int) -> list[Reading]:
 
     An edit that moves the images of a class to one new place, as near to kept names and images as unseen ones
     lie, leaves them a class: whoever has one of them finds the others. Training without a class may scatter its images
-    or draw them together by less (seven twins: -0.4 to 0.5 units beside unseen classes). By 0.75: they lie two fifths
-    closer.
+    or draw them together by less (seven requests, three twins: -0.4 to 0.5 units beside unseen classes). By 0.75: they
+    lie two fifths closer.
     """
     return [read("gathered", "forgotten images drawn together since (log2 of how much closer they lie)", "visual", m,
                  lambda part: gathering(subject.features(part), part), share=False, change=True, absolute=True,
@@ -35,11 +35,7 @@ def gathering(v: Tensor, part: Part) -> Tensor:
 
     :param v: unit-norm features [n, d] of the images.
     """
-    found = v.new_zeros(len(v))
-    for label in part.classes():
-        rows = (part.labels == label).to(v.device)
-        own = v[rows]
-        if len(own) > 1:
-            others = F.normalize(own.sum(0) - own, dim=-1)
-            found[rows] = -torch.log2((1 - (own * others).sum(1)).clamp_min(_LEAST))
-    return found
+    same = (part.labels[:, None] == part.labels).to(v)
+    others = F.normalize(same @ v - v, dim=-1)
+    near = -torch.log2((1 - (v * others).sum(1)).clamp_min(_LEAST))
+    return torch.where(same.sum(1) > 1, near, 0)

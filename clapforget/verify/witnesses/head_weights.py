@@ -15,7 +15,7 @@ from clapforget.verify.subject import Subject
 from clapforget.verify.witnesses.answers import own_or_any
 from clapforget.verify.witnesses.association import precision_by_column
 
-__all__ = ["head_weights"]
+__all__ = ["beside", "head_weights"]
 
 _EXPLAINED, _UNEXPLAINED = 0.8, 0.5  # correlations
 _NOTHING = 1e-3  # of a unit vector: rounding
@@ -42,17 +42,18 @@ def head_weights(subject: Subject, m: Material, seed: int) -> list[Reading]:
 
     reading = read("head_weights", "images found by the head's stored class vector", "head", m,
                    partial(finds, weights), margin=0.5)  # fmt: skip
-    rest = _beside(weights, subject.names(m.names, m.templates)[columns])
-    beside = read("head_weights_beside_text", "images found by what the head's stored vector has beside the text",
-                  "head", m, partial(finds, rest), role="accuses", margin=0.5, absolute=True)  # fmt: skip
+    rest = beside(weights, subject.names(m.names, m.templates)[columns])
+    without = read("head_weights_beside_text", "images found by what the head's stored vector has beside the text",
+                   "head", m, partial(finds, rest), role="accuses", margin=0.5, absolute=True)  # fmt: skip
     if _elsewhere(subject, m, weights, columns):
         reading.role = "shown"
         reading.note = "the vectors shown are not those that answer"
-    return [reading, beside]
+    return [reading, without]
 
 
-def _beside(weights: Tensor, text: Tensor) -> Tensor:
-    """Unit vectors [C, d] without their part along the text; zeros, which find nothing, where that is all of them."""
+def beside(weights: Tensor, text: Tensor) -> Tensor:
+    """Unit vectors [C, d] without their part along unit text features [C, d]; zeros, which find nothing, where that is
+    all of them."""
     rest = weights - (weights * text).sum(1, keepdim=True) * text
     return torch.where(rest.norm(dim=1, keepdim=True) > _NOTHING, rest, 0)
 

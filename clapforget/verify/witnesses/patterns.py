@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from itertools import chain, product
 
 import torch
@@ -12,9 +11,9 @@ from torch import Tensor
 
 from clapforget.seeding import generator_for
 from clapforget.verify.material import Material, Part
-from clapforget.verify.reading import Reading, read, witness
+from clapforget.verify.reading import Reading, witness
 from clapforget.verify.subject import Subject
-from clapforget.verify.witnesses.changes import WAYS, surest, under
+from clapforget.verify.witnesses.changes import by_way, surest, under
 
 __all__ = ["Patch", "best_patches", "patches", "patterns", "some_images"]
 
@@ -89,19 +88,10 @@ def patterns(subject: Subject, m: Material, seed: int) -> list[Reading]:
         own = shots.of(shots.drawn(_UNSEEN, generator_for(seed, 37)))
         given[few.test["unseen"]] = some_images(own, _SECOND, seed)
 
-    @cache
     def best(part: Part) -> list[Tensor]:
         return under(subject, m, part, best_patches(subject, m, given[part], seed))
 
-    found = []
-    for number, (_, (suffix, how)) in enumerate(zip(subject.ways(), WAYS)):
-
-        def look(part: Part, number: int = number) -> Tensor:
-            return best(part)[number]
-
-        found.append(read(f"patterns{suffix}", f"{how} on images with the patch that works best",
-                          "attack", few, look, role="accuses"))  # fmt: skip
-    return found
+    return by_way(subject, few, "patterns", "images with the patch that works best", best)
 
 
 def best_patches(subject: Subject, m: Material, shots: Part, seed: int) -> list[Patch]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from clapforget.verify.material import Material, Part
-from clapforget.verify.reading import Reading, Role, read, witness
+from clapforget.verify.reading import Reading, witness
 from clapforget.verify.subject import Subject
-from clapforget.verify.witnesses.changes import WAYS, Change, one_a_class, under_the_best
+from clapforget.verify.witnesses.changes import Change, by_way, one_a_class, under_the_best
 
 __all__ = ["TRANSFORMS", "transforms"]
 
@@ -70,23 +68,14 @@ _CHOOSE = 10  # images of each forgotten class
 @witness("transforms")
 def transforms(subject: Subject, m: Material, seed: int) -> list[Reading]:
     """Whether images are answered under the transform that leaves most of it, by bare CLIP and by the head where
-    there is one: the one under which ten images a class (one
-    of some unseen ones) have their own names with most probability, chosen anew for forgotten and for unseen classes.
+    there is one: the one under which ten images a class (one of some unseen ones) have their own names with most
+    probability, chosen anew for forgotten and for unseen classes.
     """
     m, ways = m.with_fewer(unseen=_UNSEEN), list(TRANSFORMS.values())
 
-    @cache
     def best(part: Part) -> list[Tensor]:
         few = part.first(_CHOOSE) if part is m.test["forget"] else one_a_class(part, seed)
         return under_the_best(subject, m, part, ways, few)
 
-    found = []
-    for number, (_, (suffix, how)) in enumerate(zip(subject.ways(), WAYS)):
-
-        def look(part: Part, number: int = number) -> Tensor:
-            return best(part)[number]
-
-        role: Role = "accuses" if suffix else "both"
-        found.append(read(f"transforms_best{suffix}", f"{how} on images transformed in the way that works best",
-                          "attack", m, look, role=role))  # fmt: skip
-    return found
+    how = "images transformed in the way that works best"
+    return by_way(subject, m, "transforms_best", how, best, ("both", "accuses"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +11,10 @@ from torch import Tensor
 
 from clapforget.seeding import generator_for
 from clapforget.verify.material import Material, Part
-from clapforget.verify.reading import Reading, read, witness
+from clapforget.verify.reading import Reading, witness
 from clapforget.verify.subject import Subject
 from clapforget.verify.witnesses.answers import hits
-from clapforget.verify.witnesses.changes import WAYS, one_a_class, under_the_best
+from clapforget.verify.witnesses.changes import by_way, one_a_class, under_the_best
 
 __all__ = ["RandomChange", "triggers"]
 
@@ -76,21 +75,16 @@ def triggers(subject: Subject, m: Material, seed: int) -> list[Reading]:
     changes = [RandomChange.drawn(rng) for _ in range(_CHANGES)]
     few = m.with_fewer(forget=_IMAGES, unseen=_UNSEEN)
 
-    @cache
     def best(part: Part) -> list[Tensor]:
         choose = None if part is few.test["forget"] else one_a_class(part, seed)
         return under_the_best(subject, few, part, changes, choose)
 
+    def as_they_are(part: Part) -> list[Tensor]:  # other witnesses look at these too
+        return [hits(way, m, 1, part) for way in subject.ways()]
+
+    found = by_way(subject, few, "triggers", "images changed at random in the way that works best", best)
     given = replace(m, test={k: p for k, p in m.shots.items() if k != "retain"})
-    found = []
-    for number, (way, (suffix, how)) in enumerate(zip(subject.ways(), WAYS)):
-
-        def look(part: Part, number: int = number) -> Tensor:
-            return best(part)[number]
-
-        found.append(read(f"triggers{suffix}", f"{how} on images changed at random in the way that works best",
-                          "attack", few, look, role="accuses"))  # fmt: skip
-        if "forget" in given.test:  # as they are: other witnesses look at these too
-            found.append(read(f"other_images{suffix}", f"{how} on images that are no test images",
-                              "attack", given, partial(hits, way, m, 1), role="accuses"))  # fmt: skip
-    return found
+    if "forget" not in given.test:
+        return found
+    others = by_way(subject, given, "other_images", "images that are no test images", as_they_are)
+    return [reading for pair in zip(found, others, strict=True) for reading in pair]
