@@ -243,6 +243,16 @@ COMMANDS: list[Case] = [
         ("seed", "4294967295"),
     ),
     (
+        "kind of the truth bench",
+        lambda w: ["bench", "verify", "--kind", "nothin done"],
+        ("nothin done", "nothing done"),
+    ),
+    (
+        "kinds of the truth bench on CIFAR-100",
+        lambda w: ["bench", "verify", "--scenario", "cifar100", "--kind", "nothing"],
+        ("--kind", "--scenario"),
+    ),
+    (
         "a folder as a bench's file",
         lambda w: ["bench", "learn", "--quick", "--json", str(w.data)],
         ("--json", "folder"),

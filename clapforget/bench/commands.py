@@ -167,6 +167,9 @@ def bench_verify(
         str, typer.Option(help="lab, or cifar100: kinds that need no retrained twin.")
     ] = "lab",
     data: Annotated[Path | None, typer.Option(help="Where CIFAR-100 is.")] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Only kinds with this in their name; repeat it.")
+    ] = None,
 ) -> None:
     """Verifying: cases whose truth is known by construction, and how the verifier fares on them."""
     from clapforget.bench.verify import measure
@@ -183,6 +186,8 @@ def bench_verify(
         )
     if scenario == "cifar100" and methods:
         raise UserError("--methods is of the lab", "leave out --scenario")
+    if kind and (scenario == "cifar100" or methods):
+        raise UserError("--kind is of the lab's cases", "leave out --scenario and --methods")
     chosen = parse_seeds(seeds) if seeds else None
     if scenario == "cifar100":
         _measured(lambda: measure_cifar(data, chosen or (0,), level, say), json_file)  # type: ignore[arg-type]
@@ -190,7 +195,7 @@ def bench_verify(
     if methods:
         _measured(lambda: measure_methods(level, say), json_file)  # type: ignore[arg-type]
         return
-    _measured(lambda: measure(quick, say, chosen, level), json_file)  # type: ignore[arg-type]
+    _measured(lambda: measure(quick, say, chosen, level, kind or ()), json_file)  # type: ignore[arg-type]
 
 
 def _measured(

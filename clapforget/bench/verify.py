@@ -19,7 +19,7 @@ behaviour_auroc           ... and of what can be seen from answers alone
 combination_auroc         of the verdict itself (forgotten or not)
 certificate_seconds       the slowest full examination from nothing, before and after (a case a seed); only where the
                           bench runs at the full level
-quick_seconds             the median quick examination
+quick_seconds             the median quick examination (of the first kind; null where that could not be made)
 ========================  ==========================================================================
 """
 
@@ -29,6 +29,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -48,6 +49,7 @@ from clapforget.bench import (  # noqa: F401 (they file the kinds)
 )
 from clapforget.bench.verify_kinds import KINDS, Case, Kind, cases, is_right
 from clapforget.bench.verify_world import REQUESTS, World
+from clapforget.errors import UserError
 from clapforget.verify.evidence import Evidence
 from clapforget.verify.examine import Examination, examine
 from clapforget.verify.kept import LOSS, right
@@ -114,15 +116,18 @@ def measure(
     say: Callable[[str], None] = lambda line: None,
     seeds: Sequence[int] | None = None,
     level: Level = "full",
+    words: Sequence[str] = (),
 ) -> dict[str, Any]:
     """All cases, as plain values by name.
 
     :param quick: some cheap kinds, one seed, quick level. :param say: hears of each case.
     :param seeds: default: all that have a request of their own. :param level: of the verifier.
+    :param words: only kinds with one of these in their name; none: all.
+    :raises UserError: where no kind has such a word.
     """
     level = "quick" if quick else level
     chosen = list(seeds) if seeds is not None else list(range(1 if quick else len(REQUESTS)))
-    kinds = _few() if quick else KINDS
+    kinds = _named(words, _few() if quick else KINDS)
     outcomes, fast, slow, missing = [], [], [], list[str]()
     for seed in chosen:
         world, seen = World.of(seed), _Seen()
@@ -136,6 +141,16 @@ def measure(
                 fast.append(_seconds(world, case, "quick"))
                 slow += [_seconds(world, case, level)] if level == "full" else []
     return {**_summary(outcomes, fast, slow, level), "not_made": missing}
+
+
+def _named(words: Sequence[str], kinds: Sequence[Kind]) -> Sequence[Kind]:
+    for word in words:
+        if not any(word in kind.name for kind in kinds):
+            near = get_close_matches(word, [kind.name for kind in kinds], n=3, cutoff=0.0)
+            raise UserError(
+                f"no kind of case has {word!r} in its name", f"nearest of {len(kinds)}: {', '.join(near)}"
+            )
+    return [kind for kind in kinds if any(word in kind.name for word in words or [""])]
 
 
 def _few() -> list[Kind]:
@@ -245,7 +260,7 @@ def _summary(
         "combination_auroc": _auroc(hard, lambda o: float(o.verdict != "forgotten")),
         "auroc": {name: _auroc(hard, partial(_residue_of, name)) for name in names},
         "certificate_seconds": max(slow, default=None),
-        "quick_seconds": float(np.median(fast)),
+        "quick_seconds": float(np.median(fast)) if len(fast) else None,
         "outcomes": [asdict(o) for o in outcomes],
     }  # fmt: skip
 

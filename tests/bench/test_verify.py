@@ -15,6 +15,7 @@ from clapforget.bench.verify_edits import exchange_names, scramble_names, token_
 from clapforget.bench.verify_kinds import KINDS, Kind, bare, cases, made
 from clapforget.bench.verify_world import EXCLUDED, REQUESTS, World
 from clapforget.clip import Clip
+from clapforget.errors import UserError
 from clapforget.lab import known_classes
 from clapforget.loading import load_clip
 from clapforget.scenarios import ImageData
@@ -48,6 +49,19 @@ def test_there_are_kinds_enough_of_every_truth() -> None:
         for t in ("forgotten", "retained", "suppressed", "damaged")
     }
     assert min(counts.values()) >= 2
+
+
+def test_kinds_are_chosen_by_words_in_their_names() -> None:
+    chosen = bench._named(["twin", "nothing"], KINDS)
+    assert [k.name for k in chosen] == [k.name for k in KINDS if "twin" in k.name or k.name == "nothing done"]
+    assert list(bench._named([], KINDS)) == KINDS
+    with pytest.raises(UserError, match=r"'nothin dome'.*nearest of .*nothing done"):
+        bench._named(["twin", "nothin dome"], KINDS)
+
+
+def test_where_the_first_kind_cannot_be_made_nothing_was_timed() -> None:
+    outcome = bench._Outcome("k", "retained", 5, "retained", "retained", "4", "", {}, {}, 1.0)
+    assert bench._summary([outcome], [], [], "quick")["quick_seconds"] is None
 
 
 def test_requests_ask_for_what_their_twin_never_saw() -> None:
