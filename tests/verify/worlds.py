@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -12,7 +13,7 @@ from clapforget.clip import Clip
 from clapforget.scenarios import ImageData
 from clapforget.scenarios import lab as lab_data
 from clapforget.seeding import generator_for
-from clapforget.verify import Material, Subject, material_from
+from clapforget.verify import WITNESSES, Material, Subject, material_from
 from clapforget.verify.reading import Reading
 
 FORGET = (6, 30)
@@ -65,3 +66,25 @@ def reading(
     fields = {"group": "clip", **more}
     return Reading("thing", "a thing", forget=mine, labels=np.arange(n) % 2, unseen=theirs,
                    unseen_labels=np.repeat(np.arange(classes), 10), **fields)  # type: ignore[arg-type]  # fmt: skip
+
+
+def find(readings: Sequence[Reading], name: str) -> Reading:
+    return next(r for r in readings if r.name == name)
+
+
+def call(witness: str, name: str, who: Subject | None = None) -> Reading:
+    return find(WITNESSES.get(witness)(who or subject(), material(), 0), name)
+
+
+def head_of(columns: Sequence[int], shown: bool = True, spoil: bool = False) -> Subject:
+    """A head of class texts; or one whose forgotten columns answer by something that it does not show."""
+    text = subject().names(material().names, material().templates)[list(columns)]
+
+    def answer(v: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        logits = 30 * v @ text.T
+        if spoil:
+            noise = torch.randn(len(v), len(FORGET), generator=generator_for(0, 3))
+            logits[:, : len(FORGET)] = -60 * (1 + noise.abs())
+        return logits
+
+    return Subject(clip(), answer, list(columns), text if shown else None)
