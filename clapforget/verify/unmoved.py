@@ -16,6 +16,7 @@ __all__ = ["as_sure_as_before", "linear_map", "unmoved_evidence"]
 
 _RIDGE = 1e-4
 """Of the mean square of a feature dimension: what keeps the map at the identity where no image says otherwise."""
+_ROUNDING = 1e-9  # of an energy: as near two sums of the same numbers, in another order, may lie
 
 
 def linear_map(x: Tensor, y: Tensor) -> Tensor:
@@ -82,7 +83,8 @@ def as_sure_as_before(before: Subject, after: Subject, m: Material) -> list[Evid
         return []
     whole, without = logits.logsumexp(1), logits[:, ~gone].logsumexp(1)
     now = after.logits(part, m.names, m.templates).double().logsumexp(1).to(whole.device)
-    if not (whole - without).any() or not torch.stack([whole, without, now]).isfinite().all():
+    energies = torch.stack([whole, without, now])
+    if not energies.isfinite().all() or torch.allclose(whole, without, rtol=_ROUNDING, atol=_ROUNDING):
         return []
     missed, there = (whole - now).square(), (whole - without).square()
     return [_share_kept("head_energy_kept", "of what the forgotten columns gave to the head's energy on their images",
