@@ -39,13 +39,13 @@ def unused_directions(subject: Subject, m: Material, seed: int) -> list[Reading]
 
     shots = m.shots.values()
     places = torch.cat([seen(part) for part in shots])
-    labels, turns = (torch.cat([of(part.labels) for part in shots]).to(places.device) for of in (Tensor.clone, _turns))
+    labels = torch.cat([part.labels for part in shots]).to(places.device)
+    turns = torch.cat([_turns(part.labels) for part in shots]).to(places.device)
 
     def found(part: Part) -> Tensor:
         cosine, own = seen(part) @ places.T, part.labels.to(places.device)
-        right = [
-            labels[turns == k][cosine[:, turns == k].argmax(1)] == own for k in range(int(turns.max()) + 1)[:_SHOTS]
-        ]
+        alone = [turns == k for k in range(min(_SHOTS, int(turns.max()) + 1))]
+        right = [labels[one][cosine[:, one].argmax(1)] == own for one in alone]
         return torch.stack(right).to(cosine).mean(0)
 
     return [read("unused_directions", "found by directions that kept images leave unused, since", "visual", m, found,

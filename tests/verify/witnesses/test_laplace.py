@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch.distributions import MultivariateNormal, kl_divergence
 
 from clapforget.seeding import generator_for
-from clapforget.verify import Subject
 from clapforget.verify.witnesses.posterior import (
     KroneckerLaplace,
     _root_of_inverse,
     conformal_threshold,
 )
-from tests.verify.worlds import FORGET, RETAIN, call, clip, material, subject
+
+
+def drawn(
+    rng: torch.Generator, n: int, d: int, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, KroneckerLaplace]:
+    """n images, three class texts, the scale, and the posterior of these."""
+    v, text = (torch.nn.functional.normalize(torch.randn(k, d, generator=rng), dim=1) for k in (n, 3))
+    s = torch.tensor(scale)
+    return v, text, s, KroneckerLaplace(v, text, s)
 
 
 def test_the_laplace_posterior_is_that_of_the_dense_matrix() -> None:
     """Variances of the logits by draws, against s² (A⁻¹ ⊗ B⁻¹) written out."""
     rng = generator_for(0, 3)
-    v = torch.nn.functional.normalize(torch.randn(40, 5, generator=rng), dim=1)
-    text = torch.nn.functional.normalize(torch.randn(3, 5, generator=rng), dim=1)
-    s = torch.tensor(4.0)
-    laplace = KroneckerLaplace(v, text, s)
+    v, text, s, laplace = drawn(rng, 40, 5, 4.0)
     p = (s * v @ text.T).softmax(1)
     a = v.T @ v + s * torch.eye(5)
     b = s**2 * torch.stack([torch.diag(q) - torch.outer(q, q) for q in p]).mean(0) + s * torch.eye(
@@ -77,21 +80,12 @@ def test_conformal_sets_cover_as_promised() -> None:
     assert conformal_threshold(np.array([0.9] * 5)) == 1.0  # too few for 10 %
 
 
-@pytest.mark.parametrize(("noise", "role"), [(0.0, "both"), (2.6, "both"), (5.0, "accuses"), (1e4, "accuses")])
-def test_nats_are_a_look_inside_only_where_the_answers_bear_them_out(
-    noise: float, role: str
-) -> None:
-    """A column at its prior answers by the class's text, within what a covariance turns it; noise does not: so many
-    times the spread of the cosines are a correlation of 1, about 0.4, 0.2 and none."""
-    columns = [*FORGET, *RETAIN]
-    text = subject().names(material().names, material().templates)[columns]
-
-    def answer(v: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        logits = 20 * v @ text.T
-        gone, kept = logits[:, : len(FORGET)], logits[:, len(FORGET) :]
-        added = torch.randn(gone.shape, generator=generator_for(5, 0))
-        return torch.cat([gone + noise * gone.std(0) * added - 60, kept], 1)
-
-    who = Subject(clip(), answer, columns, nats=dict.fromkeys(columns, 0.0))
-    assert call("posterior", "posterior_nats", who).role == role
-    assert call("posterior", "posterior_nats", replace(who, class_weights=text)).role == "both"
+def test_nats_of_the_laplace_posterior_by_class_are_those_of_two_gaussians() -> None:
+    rng = generator_for(0, 6)
+    _, _, s, laplace = drawn(rng, 30, 4, 3.0)
+    inverse = laplace.root @ laplace.root.T
+    prior = MultivariateNormal(torch.zeros(4), torch.eye(4) / s**2)
+    for c, nats in enumerate(laplace.nats().tolist()):
+        own = MultivariateNormal(torch.zeros(4), inverse[c, c] * laplace.inner)
+        assert nats == pytest.approx(float(kl_divergence(own, prior)), rel=1e-4)
+        assert nats > 0.1
